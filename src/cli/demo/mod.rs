@@ -1,0 +1,3 @@
+//! `sitepair demo`, and the throw-away clusters that it and the tests run on.
+
+pub mod cluster;

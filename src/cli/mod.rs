@@ -1,0 +1,3 @@
+//! F6: the command line.
+
+pub mod demo;

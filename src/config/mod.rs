@@ -1,0 +1,5 @@
+//! F1: the pipeline file, from text to a validated [`Pipeline`].
+
+pub mod pipeline;
+
+pub use pipeline::*;

@@ -1,0 +1,257 @@
+//! The validated form of a pipeline file: what every other module works with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::FlowName;
+
+/// A password or token. Never printed: `Debug` shows a placeholder, and there is no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"***\"")
+    }
+}
+
+/// A pipeline file that passed every check.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// `pipeline`.
+    pub name: String,
+    /// Directions, in the order of the file.
+    pub flows: Vec<FlowName>,
+    /// Sites by name.
+    pub sites: BTreeMap<String, Site>,
+    /// Table rules, in the order of the file.
+    pub tables: Vec<Rule>,
+    /// `[topic]`.
+    pub topic: Topic,
+    /// `[apply]`.
+    pub apply: Apply,
+    /// `[wal]`.
+    pub wal: Wal,
+    /// `[tuning]`: intervals that rarely need a change.
+    pub tuning: Tuning,
+}
+
+/// One `[site.NAME]`.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// How the daemon connects.
+    pub postgres: ConnInfo,
+    /// How `deploy` and `undeploy` connect; `postgres` where the file has no `admin`.
+    pub admin: ConnInfo,
+    /// Who wins a conflict: the highest.
+    pub priority: i32,
+    /// Where this site's node listens.
+    pub listen: Option<SocketAddr>,
+    /// How the peer dials it.
+    pub url: Option<String>,
+}
+
+/// libpq's `sslmode` (PostgreSQL manual, section 34.19.3, table 34.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// Without TLS first, with it if that is refused.
+    Allow,
+    /// With TLS first, without it if the server has none or the handshake fails. libpq's default.
+    Prefer,
+    /// TLS, certificate not checked (but checked as verify-ca if a root certificate file exists, as libpq does).
+    Require,
+    /// TLS, certificate chain checked.
+    VerifyCa,
+    /// TLS, chain and host name checked.
+    VerifyFull,
+}
+
+/// libpq's `channel_binding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// When the server offers it over TLS. The default.
+    Prefer,
+    /// Or no login.
+    Require,
+}
+
+/// One address to try, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Name, address, or the directory of a Unix socket (starts with `/` or `@`).
+    pub host: String,
+    /// `hostaddr`: the address to dial, `host` then only names the certificate.
+    pub hostaddr: Option<String>,
+    /// Port.
+    pub port: u16,
+}
+
+/// How to connect to a server: libpq's keywords, as far as they are supported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnInfo {
+    /// Addresses, tried in order.
+    pub hosts: Vec<HostPort>,
+    /// Database; libpq's default is the user's name.
+    pub dbname: String,
+    /// User; never empty.
+    pub user: String,
+    /// From `password_file`, or from PGPASSWORD-like environment reference.
+    pub password: Option<Secret>,
+    /// TLS mode.
+    pub sslmode: SslMode,
+    /// Root certificates; `system` means the operating system's. Default `~/.postgresql/root.crt` if it exists.
+    pub sslrootcert: Option<String>,
+    /// Client certificate.
+    pub sslcert: Option<PathBuf>,
+    /// Client key.
+    pub sslkey: Option<PathBuf>,
+    /// SCRAM channel binding.
+    pub channel_binding: ChannelBinding,
+    /// Bound of one connection attempt.
+    pub connect_timeout: Duration,
+    /// Shown in `pg_stat_activity`.
+    pub application_name: Option<String>,
+}
+
+impl fmt::Display for ConnInfo {
+    /// Where it goes, without a secret: `user@host:port/dbname`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@", self.user)?;
+        for (position, host) in self.hosts.iter().enumerate() {
+            let comma = if position > 0 { "," } else { "" };
+            write!(f, "{comma}{}:{}", host.host, host.port)?;
+        }
+        write!(f, "/{}", self.dbname)
+    }
+}
+
+/// Which columns of a table cross.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnRule {
+    /// All, new ones too.
+    All,
+    /// These.
+    Include(Vec<String>),
+    /// All but these.
+    Exclude(Vec<String>),
+}
+
+/// What to do with TRUNCATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TruncatePolicy {
+    /// Empty the table at the target too (only rows that the row filter matches, where there is one).
+    Apply,
+    /// Leave the target alone; the two sites differ from then on.
+    Ignore,
+    /// Stop the flow.
+    Stop,
+}
+
+/// One `[[tables]]`.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Globs on `schema.table`.
+    pub include: Vec<String>,
+    /// Globs taken out again.
+    pub exclude: Vec<String>,
+    /// Column list.
+    pub columns: ColumnRule,
+    /// Row filter, as written.
+    pub filter: Option<String>,
+    /// TRUNCATE.
+    pub truncate: TruncatePolicy,
+    /// Where the rule stands, `FILE:LINE`, for messages.
+    pub place: String,
+}
+
+/// What happens when the topic has reached its size and nothing may be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// The reader waits and says so.
+    Pause,
+    /// The oldest records go, applied or not: the flow will need a resync.
+    DropUnapplied,
+}
+
+/// `[topic]`.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    /// Directory of the embedded topic's files, one `<flow>.db` each.
+    pub path: PathBuf,
+    /// Applied records older than this go. Default 72 h.
+    pub retention_age: Duration,
+    /// At this size applied records go, oldest first. Default 20 GiB.
+    pub retention_bytes: u64,
+    /// What when that does not suffice.
+    pub on_full: OnFull,
+}
+
+/// `apply.on_error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// The flow stops.
+    Stop,
+    /// The operation is set aside in `sitepair.parked`, later ones of the same key too.
+    Park,
+}
+
+/// `[apply]`.
+#[derive(Debug, Clone)]
+pub struct Apply {
+    /// What a data error does.
+    pub on_error: OnError,
+    /// A row larger than this (text form, bytes) stops the flow.
+    pub max_row_bytes: u64,
+}
+
+/// `wal.on_limit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLimit {
+    /// Say so.
+    Alert,
+    /// Drop the slot to save the source's disk; the flow will need a resync.
+    DropSlot,
+}
+
+/// `[wal]`.
+#[derive(Debug, Clone)]
+pub struct Wal {
+    /// Most WAL that the slot may hold back; `None` where the file does not say, which is a finding.
+    pub limit_bytes: Option<u64>,
+    /// What then.
+    pub on_limit: OnLimit,
+}
+
+/// `[tuning]`.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// How long a second reader or applier waits; `None` means the source's wal_sender_timeout + 5 s.
+    pub takeover_timeout: Option<Duration>,
+    /// Between two `pg_logical_emit_message` at the source. Default 10 s.
+    pub heartbeat_interval: Duration,
+    /// Largest group, in rows. Default 20,000.
+    pub group_rows: usize,
+    /// Largest group, in bytes of record bodies. Default 8 MiB.
+    pub group_bytes: usize,
+}

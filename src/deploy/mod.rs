@@ -1,0 +1,1 @@
+//! F4: preflight, install, remove.

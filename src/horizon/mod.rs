@@ -1,0 +1,1 @@
+//! F2: where the target may be newer than the log. Pure.

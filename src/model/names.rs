@@ -1,0 +1,126 @@
+//! Names of tables, flows and what a flow installs, and their quoting.
+
+use std::fmt;
+
+/// A table's schema and name, unquoted, as the catalog has them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct TableName {
+    /// Schema.
+    pub schema: String,
+    /// Name within the schema.
+    pub name: String,
+}
+
+impl TableName {
+    /// From its two parts.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+
+    /// `"schema"."name"`, safe inside SQL.
+    pub fn sql(&self) -> String {
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
+    }
+}
+
+/// `schema.name` for messages and for matching globs; not for SQL.
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// Quotes an identifier: always in double quotes, inner ones doubled (PostgreSQL manual, section 4.1.1).
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Quotes a string constant, standard_conforming_strings on or off (PostgreSQL manual, section 4.1.2).
+pub fn quote_literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if doubled.contains('\\') { format!(" E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+}
+
+/// Longest name PostgreSQL keeps whole (NAMEDATALEN - 1).
+pub const MAX_NAME_BYTES: usize = 63;
+
+/// Names one direction of a pipeline, `<pipeline>_[<lane>_]<from>_<to>`; parts match `[a-z][a-z0-9_]{0,14}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowName {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The lane, for tables with a schedule of their own.
+    pub lane: Option<String>,
+    /// Site that changes come from.
+    pub from: String,
+    /// Site that they go to.
+    pub to: String,
+}
+
+impl FlowName {
+    /// The name of slot, publication and origin: `sitepair_<flow>`.
+    pub fn object(&self) -> String {
+        format!("sitepair_{self}")
+    }
+
+    /// What the names of all origins of this pipeline start with; the reader drops transactions of these (O1).
+    pub fn origin_prefix(&self) -> String {
+        format!("sitepair_{}_", self.pipeline)
+    }
+}
+
+impl fmt::Display for FlowName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_", self.pipeline)?;
+        if let Some(lane) = &self.lane {
+            write!(f, "{lane}_")?;
+        }
+        write!(f, "{}_{}", self.from, self.to)
+    }
+}
+
+/// True for what may name a pipeline, a lane or a site: `[a-z][a-z0-9_]{0,14}`.
+pub fn is_part_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    text.len() <= 15
+        && bytes.next().is_some_and(|b| b.is_ascii_lowercase())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_survives_hostile_names() {
+        assert_eq!(quote_ident("a\"b"), "\"a\"\"b\"");
+        assert_eq!(quote_literal("o'hara"), "'o''hara'");
+        assert_eq!(quote_literal("a\\'b"), " E'a\\\\''b'");
+        assert_eq!(TableName::new("öffentlich", "x.y").sql(), "\"öffentlich\".\"x.y\"");
+    }
+
+    #[test]
+    fn part_names_are_bounded() {
+        for (text, ok) in [
+            ("mssp", true),
+            ("a", true),
+            ("a_1", true),
+            ("", false),
+            ("1a", false),
+            ("Ab", false),
+            ("a-b", false),
+            ("abcdefghijklmno", true),
+            ("abcdefghijklmnop", false),
+        ] {
+            assert_eq!(is_part_name(text), ok, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_flow_names_its_objects() {
+        let flow = FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() };
+        assert_eq!(flow.object(), "sitepair_mssp_helsinki_oulu");
+        let lane = FlowName { lane: Some("night".into()), ..flow };
+        assert_eq!(lane.to_string(), "mssp_night_helsinki_oulu");
+    }
+}

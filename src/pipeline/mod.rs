@@ -1,0 +1,1 @@
+//! F4: the only place where parts are wired.

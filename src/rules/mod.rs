@@ -1,0 +1,1 @@
+//! F2: which tables, columns and rows cross. Pure.

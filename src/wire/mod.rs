@@ -1,0 +1,1 @@
+//! F1: bytes to model and back: replication messages, pgoutput, the JSON record. Pure.

@@ -1,0 +1,6 @@
+//! Tests on real servers. One binary, so that clusters are shared: a pair (source, target) for each PostgreSQL version,
+//! a database pair for each test.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
