@@ -12,7 +12,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | F0 | [`model`] |
-//! | F1 | [`ports`], [`wire`], [`config`], [`telemetry`] |
+//! | F1 | [`ports`], [`failpoint`], [`wire`], [`config`], [`telemetry`] |
 //! | F2 | [`rules`], [`horizon`], [`postgres`], [`topic`] |
 //! | F3 | [`reader`], [`applier`] |
 //! | F4 | [`deploy`], [`pipeline`] |
@@ -21,6 +21,7 @@
 pub mod model;
 
 pub mod config;
+pub mod failpoint;
 pub mod ports;
 pub mod telemetry;
 pub mod wire;

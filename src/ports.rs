@@ -95,3 +95,17 @@ pub trait Clock: Send + Sync {
     /// Microseconds since 2000-01-01 00:00 UTC.
     fn now_us(&self) -> i64;
 }
+
+/// Says when to stop: turns true once, on SIGTERM, Ctrl-C or when the supervisor gives up. What is under way is finished.
+pub type Stop = tokio::sync::watch::Receiver<bool>;
+
+/// How far a reader or an applier goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// On and on, until [`Stop`].
+    Never,
+    /// Until everything up to this position is durable in the topic (reader) or committed at the target (applier).
+    Lsn(Lsn),
+    /// Until everything before this offset is committed at the target.
+    Offset(Offset),
+}

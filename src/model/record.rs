@@ -144,3 +144,18 @@ pub struct Continuation {
     /// True for the piece that ends the change.
     pub ends: bool,
 }
+
+/// What `deploy` noted about a flow in `sitepair.flow` at the source (P0).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowIdentity {
+    /// The flow's name.
+    pub name: super::names::FlowName,
+    /// Made at deploy; every record and checkpoint of the flow carries it.
+    pub flow_id: uuid::Uuid,
+    /// The slot's consistent point: where the topic opens.
+    pub start_lsn: Lsn,
+    /// Whose changes they are.
+    pub genesis: Genesis,
+    /// Tables that held rows, at the site named, when the slot became consistent: `site: schema.table`.
+    pub held_rows: Vec<String>,
+}
