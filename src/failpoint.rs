@@ -1,0 +1,36 @@
+//! Named places where a test can end the process as kill -9 would.
+//!
+//! `SITEPAIR_FAILPOINT=NAME:N` ends it at the N-th passage of NAME. Unset, a passage costs one load.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// After the topic has the records, before the slot hears of it.
+pub const AFTER_APPEND: &str = "after-append";
+/// After the slot was told what is durable.
+pub const AFTER_FEEDBACK: &str = "after-feedback";
+/// After a part of a transaction was appended, before its last part.
+pub const INSIDE_TRANSACTION: &str = "inside-transaction";
+/// Everything of a group was executed at the target, COMMIT was not sent.
+pub const BEFORE_COMMIT: &str = "before-commit";
+/// The target has committed a group, nothing else happened.
+pub const AFTER_COMMIT: &str = "after-commit";
+
+/// Ends the process if the environment asks for it here and now.
+pub fn pass(name: &str) {
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("SITEPAIR_FAILPOINT").ok()?;
+        let (name, nth) = text.split_once(':')?;
+        Some((name.to_owned(), nth.parse().ok()?))
+    });
+    if let Some((wanted, nth)) = wanted
+        && wanted == name
+        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth
+    {
+        // SIGKILL to itself can't fail; the sleep waits for the kernel to deliver it.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+}
