@@ -96,6 +96,15 @@ pub enum ChannelBinding {
     Require,
 }
 
+/// libpq's `target_session_attrs`, as far as it is supported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionAttrs {
+    /// The first server that accepts the login.
+    Any,
+    /// The first server that accepts writes: not in recovery, not read-only by default.
+    ReadWrite,
+}
+
 /// One address to try, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPort {
@@ -132,6 +141,8 @@ pub struct ConnInfo {
     pub connect_timeout: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: Option<String>,
+    /// Which of the servers will do.
+    pub target_session_attrs: SessionAttrs,
 }
 
 impl fmt::Display for ConnInfo {
