@@ -50,7 +50,9 @@ pub fn parse(text: &str) -> Result<ConnInfo, String> {
 
 fn insert(pairs: &mut Pairs, keyword: &str, value: String) -> Result<(), String> {
     if keyword == "password" {
-        return Err("a password in a connection string is refused; put it into a file and name it by password_file".into());
+        return Err(
+            "a password in a connection string is refused; put it into a file and name it by password_file".into()
+        );
     }
     if keyword == "passfile" {
         return Err("the keyword \"passfile\" is not supported; put the password alone into a file and name it by \
@@ -72,7 +74,9 @@ fn keyword_pairs(text: &str) -> Result<Pairs, String> {
         let name_end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
         let (keyword, after) = rest.split_at(name_end);
         let Some(value_start) = after.trim_start().strip_prefix('=').filter(|_| !keyword.is_empty()) else {
-            return Err(format!("\"=\" is missing after \"{keyword}\"; write keyword=value pairs, or a postgresql:// URL"));
+            return Err(format!(
+                "\"=\" is missing after \"{keyword}\"; write keyword=value pairs, or a postgresql:// URL"
+            ));
         };
         let (value, next) = keyword_value(value_start.trim_start(), keyword)?;
         insert(&mut pairs, keyword, value)?;
@@ -178,7 +182,8 @@ fn decode(text: &str) -> Result<String, String> {
 fn build(mut pairs: Pairs) -> Result<ConnInfo, String> {
     let hosts = hosts(&mut pairs)?;
     let mut take = |keyword: &str| pairs.remove(keyword).filter(|value| !value.is_empty());
-    let user = take("user").or_else(os_user).ok_or("no user is named, and this process's user has no name; add user=")?;
+    let user =
+        take("user").or_else(os_user).ok_or("no user is named, and this process's user has no name; add user=")?;
     let sslrootcert = take("sslrootcert");
     let system_roots = sslrootcert.as_deref() == Some("system");
     let sslmode = match take("sslmode").as_deref() {
@@ -192,9 +197,11 @@ fn build(mut pairs: Pairs) -> Result<ConnInfo, String> {
         Some(other) => return Err(choice("sslmode", other, "disable, allow, prefer, require, verify-ca, verify-full")),
     };
     if system_roots && sslmode != SslMode::VerifyFull {
-        return Err("sslrootcert=system trusts any public authority, so a weaker sslmode may not be used with it; use \
+        return Err(
+            "sslrootcert=system trusts any public authority, so a weaker sslmode may not be used with it; use \
                     sslmode=verify-full"
-            .into());
+                .into(),
+        );
     }
     let channel_binding = match take("channel_binding").as_deref() {
         None | Some("prefer") => ChannelBinding::Prefer,
