@@ -79,6 +79,11 @@ codes! {
     Unreachable = "unreachable", Transient, "nothing to do if the site is down on purpose; else check host, port and network";
     /// The server is starting, stopping, in recovery, or out of connections.
     ServerBusy = "server-busy", Transient, "wait; if it lasts, look at the server's log and max_connections";
+    /// The walsender ended the stream with an error of its own; the same error at the same position three times is
+    /// `poison-wal`.
+    DecodeFailed = "decode-failed", Transient, "nothing, the stream is opened again; if it lasts, look at the server's log";
+    /// A server's disk is full.
+    ServerDiskFull = "server-disk-full", Transient, "free space on that server's disk; the flow goes on by itself";
     /// A deadlock, lock timeout or serialization failure; the transaction is tried again.
     Contention = "contention", Transient, "nothing, it is tried again; if it lasts, look for long transactions at the site";
 
@@ -124,6 +129,8 @@ codes! {
 
     /// The slot is gone or was invalidated.
     SlotLost = "slot-lost", Guard, "changes may be missing: run `sitepair resync`";
+    /// The publication did not exist when a change was decoded, so the server left changes out or stopped.
+    PublicationLost = "publication-lost", Guard, "changes may be missing: run `sitepair resync`";
     /// The slot is not the one that this pipeline made (plugin, database, two_phase, or flow_id differ).
     ForeignSlot = "foreign-slot", Guard, "find out who recreated the slot; then run `sitepair resync`";
     /// The slot has moved past the topic's durable end, so transactions are missing.

@@ -1,1 +1,20 @@
 //! F2: talking to PostgreSQL: sessions, TLS, the replication stream, catalog, slot, publication, origin.
+//!
+//! One dialer and one login serve SQL sessions and walsenders alike, so that `sslmode`, SCRAM and the pinned settings
+//! can't differ between the two:
+//!
+//! ```text
+//! dial (hosts, TCP or Unix socket) -> tls (sslmode, certificates) -> login (SCRAM, pinned settings)
+//!       -> session (tokio-postgres over the logged-in stream)
+//!       -> replication (walsender: commands, then the stream)
+//! ```
+
+mod chain;
+mod dial;
+mod login;
+mod resumed;
+mod server_name;
+mod tls;
+
+pub mod session;
+pub mod sqlstate;
