@@ -15,5 +15,5 @@ pub use fault::{Class, Code, Fault, Result};
 pub use lsn::Lsn;
 pub use names::{FlowName, TableName};
 pub use offset::Offset;
-pub use record::{FlowIdentity, Genesis, Progress, Record, Stamp, Stored, TxMark, TxPart, WriterId};
+pub use record::{Continuation, FlowIdentity, Genesis, Progress, Record, Stamp, Stored, TxMark, TxPart, WriterId};
 pub use relation::{Column, Relation, ReplicaIdentity};

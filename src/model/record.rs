@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::change::Change;
 use super::lsn::Lsn;
 use super::offset::Offset;
+use super::relation::Relation;
 
 /// Names one run of a reader. A transaction's parts all carry the same one; a part whose successor carries another was
 /// abandoned by a reader that died, and is never applied.
@@ -139,6 +141,8 @@ pub struct TxPart {
 /// A piece of the JSON form of one change that did not fit into a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Continuation {
+    /// Shape of the table that the change is of.
+    pub relation: Arc<Relation>,
     /// The piece; all pieces of a change, in order, are its JSON form.
     pub text: String,
     /// True for the piece that ends the change.
