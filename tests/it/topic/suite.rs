@@ -1,0 +1,300 @@
+//! What every backend of the topic promises, as tests over the traits. A backend lists them with `topic_suite!`.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sitepair::model::{Code, Lsn, Offset, Record, Result, Stamp, Stored, TxMark};
+use sitepair::ports::{Seek, TopicReader, TopicWriter};
+
+/// How a test makes writers and readers of one topic, and what lies behind the traits.
+pub trait Backend {
+    type Writer: TopicWriter;
+    type Reader: TopicReader + 'static;
+
+    /// A new, empty topic.
+    fn create() -> Self;
+    /// Opens it for writing; an earlier writer may still live.
+    fn writer(&self) -> Result<Self::Writer>;
+    /// Opens it for reading.
+    fn reader(&self) -> Result<Self::Reader>;
+    /// Drops every whole transaction before `keep_from`, the tail apart.
+    fn drop_before(&self, writer: &Self::Writer, keep_from: Offset) -> impl Future<Output = Result<()>>;
+}
+
+/// Position of the transaction or progress record with this number.
+pub fn lsn(number: u64) -> Lsn {
+    Lsn(0x100_0000 + number * 0x100)
+}
+
+/// Commit time of the transaction with this number: one each second.
+pub fn time(number: u64) -> i64 {
+    number as i64 * 1_000_000
+}
+
+pub fn mark(number: u64) -> TxMark {
+    TxMark { end_lsn: lsn(number), xid: 700 + number as u32, commit_time_us: time(number) }
+}
+
+pub fn progress(number: u64) -> Record {
+    Record { stamp: Stamp::Progress { end_lsn: lsn(number) }, body: Bytes::from(format!("{{\"progress\":{number}}}")) }
+}
+
+pub fn genesis() -> Record {
+    let body = r#"{"flow_id":"6f1f64a7-1f3c-4a0e-9d53-5d3a3a1f6a10","genesis":{}}"#;
+    Record { stamp: Stamp::Progress { end_lsn: lsn(0) }, body: Bytes::from_static(body.as_bytes()) }
+}
+
+pub fn part(number: u64, part: u64) -> Record {
+    Record { stamp: Stamp::Part { rows: 10 }, body: Bytes::from(format!("{{\"tx\":{number},\"part\":{part}}}")) }
+}
+
+pub fn last(number: u64) -> Record {
+    let stamp = Stamp::Last { mark: mark(number), rows: 1 };
+    Record { stamp, body: Bytes::from(format!("{{\"tx\":{number},\"last\":true}}")) }
+}
+
+/// Everything from `from` to the end, in batches of about `max_bytes`.
+pub async fn read_all(reader: &mut impl TopicReader, from: Offset, max_bytes: usize) -> Result<Vec<Stored>> {
+    let mut all: Vec<Stored> = Vec::new();
+    loop {
+        let next = all.last().map_or(from, |stored| stored.offset.next());
+        let batch = reader.read(next, max_bytes).await?;
+        if batch.is_empty() {
+            return Ok(all);
+        }
+        all.extend(batch);
+    }
+}
+
+fn numbered(from: u64, records: Vec<Record>) -> Vec<Stored> {
+    let number = |(position, record)| Stored { offset: Offset(from + position as u64), record };
+    records.into_iter().enumerate().map(number).collect()
+}
+
+pub async fn records_come_back_in_order<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    assert_eq!((writer.tail().next, writer.tail().end_lsn), (Offset(0), None));
+    let first = vec![genesis(), last(1), part(2, 0)];
+    let second = vec![part(2, 1), last(2), progress(3)];
+    let tail = writer.append(first.clone()).await.unwrap();
+    assert_eq!((tail.next, tail.end_lsn), (Offset(3), Some(lsn(1))), "inside a transaction the end stays");
+    let tail = writer.append(second.clone()).await.unwrap();
+    assert_eq!((tail.next, tail.end_lsn), (Offset(6), Some(lsn(3))));
+    assert_eq!(writer.tail(), tail);
+
+    let mut reader = topic.reader().unwrap();
+    let expected = numbered(0, [first, second].concat());
+    for max_bytes in [0, 1, 40, 1 << 20] {
+        assert_eq!(read_all(&mut reader, Offset(0), max_bytes).await.unwrap(), expected, "max_bytes {max_bytes}");
+    }
+    assert_eq!(read_all(&mut reader, Offset(4), 1 << 20).await.unwrap(), expected[4..]);
+    assert_eq!(reader.read(Offset(0), 1).await.unwrap().len(), 1);
+    let bounds = reader.bounds().await.unwrap();
+    let bytes: usize = expected.iter().map(|stored| stored.record.body.len()).sum();
+    assert_eq!((bounds.first, bounds.next, bounds.end_lsn), (Offset(0), Offset(6), Some(lsn(3))));
+    assert_eq!(bounds.bytes, bytes as u64);
+}
+
+pub async fn nothing_is_there_before_the_first_append<B: Backend>() {
+    let topic = B::create();
+    let mut early = topic.reader().unwrap();
+    assert_eq!(early.read(Offset(0), 1000).await.unwrap(), []);
+    assert_eq!(early.find(Seek::Lsn(lsn(0))).await.unwrap(), Offset(0));
+    let mut writer = topic.writer().unwrap();
+    let bounds = early.bounds().await.unwrap();
+    assert_eq!((bounds.first, bounds.next, bounds.end_lsn, bounds.bytes), (Offset(0), Offset(0), None, 0));
+    assert_eq!(early.read(Offset(1), 1000).await.unwrap_err().code, Code::TopicGap);
+    writer.append(vec![genesis()]).await.unwrap();
+    assert_eq!(read_all(&mut early, Offset(0), 1000).await.unwrap(), numbered(0, vec![genesis()]));
+}
+
+pub async fn an_append_of_nothing_changes_nothing<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    let tail = writer.append(vec![genesis()]).await.unwrap();
+    assert_eq!(writer.append(Vec::new()).await.unwrap(), tail);
+}
+
+pub async fn a_new_writer_goes_on_where_the_last_one_ended<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    let tail = writer.append(vec![genesis(), last(1), part(2, 0)]).await.unwrap();
+    drop(writer);
+    let mut writer = topic.writer().unwrap();
+    assert_eq!(writer.tail(), tail, "the abandoned part stays");
+    writer.append(vec![part(2, 0), last(2)]).await.unwrap();
+    let mut reader = topic.reader().unwrap();
+    let expected = numbered(0, vec![genesis(), last(1), part(2, 0), part(2, 0), last(2)]);
+    assert_eq!(read_all(&mut reader, Offset(0), 1000).await.unwrap(), expected);
+}
+
+pub async fn a_lost_reply_can_be_told_from_a_failure<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    writer.append(vec![genesis(), last(1)]).await.unwrap();
+    // The future is dropped before it has an answer: the caller can't know whether the records are there.
+    let lost = tokio::time::timeout(Duration::ZERO, writer.append(vec![part(2, 0), last(2)])).await;
+    drop(lost);
+    drop(writer);
+    let mut writer = topic.writer().unwrap();
+    let there = writer.mark_at(lsn(2)).await.unwrap() == Some(mark(2));
+    assert_eq!(writer.tail().end_lsn, Some(if there { lsn(2) } else { lsn(1) }));
+    if !there {
+        writer.append(vec![part(2, 0), last(2)]).await.unwrap();
+    }
+    let again = writer.append(vec![last(2)]).await;
+    assert_eq!(again.unwrap_err().code, Code::BrokenChain, "a topic holds each transaction once");
+}
+
+pub async fn marks_are_found_by_position<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    writer.append(vec![genesis(), last(1), progress(2), part(3, 0), part(3, 1), last(3)]).await.unwrap();
+    writer.append(vec![progress(3), part(4, 0)]).await.unwrap();
+    for (position, expected) in [
+        (lsn(0), None),
+        (lsn(1), Some(mark(1))),
+        (Lsn(lsn(1).0 + 1), None),
+        (lsn(2), None),
+        (lsn(3), Some(mark(3))),
+        (lsn(4), None),
+        (Lsn::ZERO, None),
+    ] {
+        assert_eq!(writer.mark_at(position).await.unwrap(), expected, "{position}");
+    }
+}
+
+pub async fn transactions_are_found_by_position_and_time<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    let records = vec![genesis(), last(1), progress(2), progress(3), part(4, 0), part(4, 1), last(4), progress(5)];
+    writer.append([records, vec![last(6)]].concat()).await.unwrap();
+    let mut reader = topic.reader().unwrap();
+    let cases = [(0, 1), (1, 4), (2, 4), (3, 4), (4, 8), (5, 8), (6, 9), (7, 9)];
+    for (after, expected) in cases {
+        assert_eq!(reader.find(Seek::Lsn(lsn(after))).await.unwrap(), Offset(expected), "after {after}");
+    }
+    assert_eq!(reader.find(Seek::Lsn(Lsn::ZERO)).await.unwrap(), Offset(1));
+    let cases = [(0, 1), (1, 1), (2, 4), (4, 4), (5, 8), (6, 8), (7, 9)];
+    for (at, expected) in cases {
+        assert_eq!(reader.find(Seek::TimeUs(time(at))).await.unwrap(), Offset(expected), "at {at}");
+    }
+    // What is not whole yet is not past the end: its first part is still to be read.
+    writer.append(vec![part(7, 0), part(7, 1)]).await.unwrap();
+    assert_eq!(reader.find(Seek::Lsn(lsn(6))).await.unwrap(), Offset(9));
+    writer.append(vec![last(7)]).await.unwrap();
+    assert_eq!(reader.find(Seek::Lsn(lsn(6))).await.unwrap(), Offset(9));
+}
+
+pub async fn commit_times_may_go_back<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    let at = |number: u64, seconds: u64| {
+        let mark = TxMark { commit_time_us: time(seconds), ..mark(number) };
+        Record { stamp: Stamp::Last { mark, rows: 1 }, ..last(number) }
+    };
+    let times = [10, 50, 20, 30, 60];
+    let records = times.iter().zip(1..).map(|(seconds, number)| at(number, *seconds));
+    writer.append([vec![genesis()], records.collect()].concat()).await.unwrap();
+    let mut reader = topic.reader().unwrap();
+    for (seconds, expected) in [(5, 1), (11, 2), (25, 2), (50, 2), (51, 5), (61, 6)] {
+        assert_eq!(reader.find(Seek::TimeUs(time(seconds))).await.unwrap(), Offset(expected), "{seconds}");
+    }
+    topic.drop_before(&writer, Offset(3)).await.unwrap();
+    for (seconds, expected) in [(5, 3), (25, 4), (45, 5), (61, 6)] {
+        assert_eq!(reader.find(Seek::TimeUs(time(seconds))).await.unwrap(), Offset(expected), "{seconds}");
+    }
+}
+
+pub async fn retention_leaves_whole_transactions_and_the_tail<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    writer.append(vec![genesis(), last(1), part(2, 0), part(2, 1), last(2), last(3)]).await.unwrap();
+    let mut reader = topic.reader().unwrap();
+    for (keep_from, first) in [(0, 0), (1, 1), (3, 2), (4, 2), (5, 5), (6, 5)] {
+        topic.drop_before(&writer, Offset(keep_from)).await.unwrap();
+        let bounds = reader.bounds().await.unwrap();
+        assert_eq!((bounds.first, bounds.next), (Offset(first), Offset(6)), "keep from {keep_from}");
+        let held = read_all(&mut reader, Offset(first), 1000).await.unwrap();
+        let bytes: usize = held.iter().map(|stored| stored.record.body.len()).sum();
+        assert_eq!(bounds.bytes, bytes as u64);
+        if first > 0 {
+            assert_eq!(reader.read(Offset(first - 1), 1000).await.unwrap_err().code, Code::TopicGap);
+        }
+    }
+    assert_eq!(writer.mark_at(lsn(2)).await.unwrap(), None);
+    assert_eq!(writer.mark_at(lsn(3)).await.unwrap(), Some(mark(3)));
+    assert_eq!(reader.find(Seek::Lsn(lsn(0))).await.unwrap(), Offset(5));
+    drop(writer);
+    let mut writer = topic.writer().unwrap();
+    assert_eq!((writer.tail().next, writer.tail().end_lsn), (Offset(6), Some(lsn(3))));
+    writer.append(vec![last(4)]).await.unwrap();
+    assert_eq!(reader.read(Offset(5), 1000).await.unwrap(), numbered(5, vec![last(3), last(4)]));
+}
+
+pub async fn what_was_never_held_is_a_gap<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    writer.append(vec![genesis(), last(1)]).await.unwrap();
+    let mut reader = topic.reader().unwrap();
+    assert_eq!(reader.read(Offset(2), 1000).await.unwrap(), []);
+    assert_eq!(reader.read(Offset(3), 1000).await.unwrap_err().code, Code::TopicGap);
+}
+
+pub async fn a_waiting_reader_wakes_with_the_append<B: Backend>() {
+    let topic = B::create();
+    let mut writer = topic.writer().unwrap();
+    let mut reader = topic.reader().unwrap();
+    let started = std::time::Instant::now();
+    reader.wait(Offset(0), Duration::from_millis(50)).await.unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(50), "nothing came, so patience runs out");
+    let waiting = tokio::spawn(async move {
+        reader.wait(Offset(0), Duration::from_secs(60)).await.unwrap();
+        reader.read(Offset(0), 1000).await.unwrap()
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished());
+    writer.append(vec![genesis()]).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("woken").unwrap();
+    assert_eq!(read, numbered(0, vec![genesis()]));
+}
+
+/// Either the second can't be opened, or the first is fenced; never do both write.
+pub async fn of_two_writers_one_is_refused<B: Backend>() {
+    let topic = B::create();
+    let mut first = topic.writer().unwrap();
+    first.append(vec![genesis()]).await.unwrap();
+    match topic.writer() {
+        Err(fault) => {
+            assert_eq!(fault.code, Code::SecondReader);
+            first.append(vec![last(1)]).await.unwrap();
+        }
+        Ok(mut second) => {
+            second.append(vec![last(1)]).await.unwrap();
+            assert_eq!(first.append(vec![last(2)]).await.unwrap_err().code, Code::Fenced);
+        }
+    }
+    let mut reader = topic.reader().unwrap();
+    assert_eq!(read_all(&mut reader, Offset(0), 1000).await.unwrap(), numbered(0, vec![genesis(), last(1)]));
+}
+
+/// One `#[tokio::test]` for each promise.
+macro_rules! topic_suite {
+    ($backend:ty) => {
+        topic_suite!($backend:
+            records_come_back_in_order, nothing_is_there_before_the_first_append, an_append_of_nothing_changes_nothing,
+            a_new_writer_goes_on_where_the_last_one_ended, a_lost_reply_can_be_told_from_a_failure,
+            marks_are_found_by_position, transactions_are_found_by_position_and_time, commit_times_may_go_back,
+            retention_leaves_whole_transactions_and_the_tail, what_was_never_held_is_a_gap,
+            a_waiting_reader_wakes_with_the_append, of_two_writers_one_is_refused);
+    };
+    ($backend:ty: $($promise:ident),+) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            $crate::topic::suite::$promise::<$backend>().await;
+        })+
+    };
+}
+pub(crate) use topic_suite;
