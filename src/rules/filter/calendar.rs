@@ -15,7 +15,7 @@ pub(super) enum Form {
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
-/// 4713-11-24 BC, Julian day 0: the first day of both types (PostgreSQL manual, table 8.9).
+/// 4714-11-24 BC, Julian day 0: the first day of both types (PostgreSQL manual, table 8.9).
 const FIRST_DAY: i64 = -2_451_545;
 /// 5874897-12-31, the last date.
 const LAST_DATE: i64 = 2_145_031_948;
@@ -140,8 +140,8 @@ mod tests {
             ("2000-01-01", Form::Date, Some(0)),
             ("1999-12-31", Form::Date, Some(-1)),
             ("2000-03-01", Form::Date, Some(60)),
-            ("4713-11-24 BC", Form::Date, Some(FIRST_DAY)),
-            ("4713-11-23 BC", Form::Date, None),
+            ("4714-11-24 BC", Form::Date, Some(FIRST_DAY)),
+            ("4714-11-23 BC", Form::Date, None),
             ("5874897-12-31", Form::Date, Some(LAST_DATE)),
             ("5874898-01-01", Form::Date, None),
             ("2023-02-29", Form::Date, None),

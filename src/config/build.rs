@@ -1,0 +1,319 @@
+//! From the merged layers to a [`Pipeline`]: every key is read, whatever was wrong before it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::conninfo;
+use super::pipeline::{
+    Apply, ColumnRule, ConnInfo, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy, Tuning, Wal,
+};
+use super::secret;
+use super::source::Source;
+use crate::model::FlowName;
+use crate::model::names::{MAX_NAME_BYTES, is_part_name};
+
+const NOT_YET: &str = "not supported yet in this version";
+
+/// Reads everything; `None` when something without which there is no pipeline is wrong. Problems are in the source.
+pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
+    let name = part_name(source, "pipeline");
+    let sites = sites(source);
+    let flows = flows(source, name.as_deref(), &sites);
+    let tables = tables(source);
+    let topic = topic(source);
+    let apply = apply(source);
+    let wal = wal(source);
+    let tuning = tuning(source);
+    later(source);
+    Some(Pipeline {
+        name: name?,
+        flows: flows?,
+        sites: sites.into_iter().map(|(name, site)| Some((name, site?))).collect::<Option<_>>()?,
+        tables: tables?,
+        topic: topic?,
+        apply: apply?,
+        wal: wal?,
+        tuning: tuning?,
+    })
+}
+
+fn part_name(source: &mut Source, path: &str) -> Option<String> {
+    let text = source.text(path)?;
+    if is_part_name(&text) {
+        return Some(text);
+    }
+    source.problem(path, format!("\"{text}\" is no name"), "use [a-z][a-z0-9_]{0,14}");
+    None
+}
+
+/// Every site that the file names; `None` for one with a problem.
+fn sites(source: &mut Source) -> BTreeMap<String, Option<Site>> {
+    let mut sites = BTreeMap::new();
+    for name in source.children("site") {
+        if !is_part_name(&name) {
+            let what = format!("site \"{name}\": no name for a site");
+            source.problem(&format!("site.{name}"), what, "use [a-z][a-z0-9_]{0,14}");
+        }
+        let site = site(source, &name);
+        sites.insert(name, site);
+    }
+    let addresses: Vec<_> = sites.values().flatten().map(|site| (site.name.clone(), address(&site.postgres))).collect();
+    for (position, (name, address)) in addresses.iter().enumerate() {
+        if let Some((other, _)) = addresses[..position].iter().find(|(_, other)| other == address) {
+            let what = format!("sites {other} and {name} are the same database");
+            source.problem(&format!("site.{name}.postgres"), what, "name the database of each site");
+        }
+    }
+    sites
+}
+
+/// What makes two connections lead to the same database, as far as the file tells.
+fn address(info: &ConnInfo) -> (Vec<(String, u16)>, String) {
+    let host = |host: &super::HostPort| (host.hostaddr.clone().unwrap_or_else(|| host.host.clone()), host.port);
+    (info.hosts.iter().map(host).collect(), info.dbname.clone())
+}
+
+fn site(source: &mut Source, name: &str) -> Option<Site> {
+    let at = |key: &str| format!("site.{name}.{key}");
+    let postgres = connection(source, &at("postgres"), &at("password_file"));
+    let admin = if source.without_admin || !source.has(&at("admin")) {
+        if source.has(&at("admin_password_file")) && !source.has(&at("admin")) {
+            let what = format!("site {name} has admin_password_file but no admin");
+            source.problem(&at("admin_password_file"), what, "add `admin`, or remove it");
+        }
+        postgres.clone()
+    } else {
+        connection(source, &at("admin"), &at("admin_password_file"))
+    };
+    let priority = source.integer(&at("priority"))?;
+    let listen = match source.text(&at("listen")) {
+        None => None,
+        Some(text) => match text.parse::<SocketAddr>() {
+            Ok(address) => Some(address),
+            Err(_) => {
+                let what = format!("\"{text}\" is no address to listen at");
+                source.problem(&at("listen"), what, "write ADDRESS:PORT, as 127.0.0.1:7800");
+                None
+            }
+        },
+    };
+    let url = source.text(&at("url"));
+    if url.as_deref().is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://")) {
+        source.problem(&at("url"), "a peer is dialled by http or https", "write https://HOST:PORT");
+    }
+    let tls = ["cert", "key"].map(|key| source.path(&at(&format!("tls.{key}"))).is_some());
+    if tls[0] != tls[1] {
+        source.problem(&at("tls"), "a certificate and its key go together", "give tls.cert and tls.key");
+    }
+    source.path(&at("tls.ca"));
+    source.path(&at("token_file"));
+    Some(Site {
+        name: name.to_owned(),
+        postgres: postgres?,
+        admin: admin?,
+        priority: i32::try_from(priority).ok()?,
+        listen,
+        url,
+    })
+}
+
+/// A connection with its password, which comes from a file or from a variable that the text names, never from the text.
+fn connection(source: &mut Source, path: &str, password_file: &str) -> Option<ConnInfo> {
+    let written = source.raw(path).unwrap_or_default();
+    let (text, mut password) = match secret::take_password_reference(&written) {
+        Some((rest, variable)) => {
+            let password = source.variable(&variable).cloned();
+            if password.is_none() {
+                let what = format!("the environment variable {variable} is not set");
+                source.problem(path, what, format!("set {variable}"));
+            }
+            (source.expand(path, &rest)?, password.map(super::Secret::new))
+        }
+        None => (source.text(path)?, None),
+    };
+    if let Some(file) = source.path(password_file) {
+        if password.is_some() {
+            let what = "the password is given twice, in a file and by a variable";
+            source.problem(password_file, what, "keep one of them");
+        }
+        match secret::read_password(&file) {
+            Ok(secret) => password = Some(secret),
+            Err((what, remedy)) => source.problem(password_file, what, remedy),
+        }
+    }
+    match conninfo::parse(&text) {
+        Ok(info) => Some(ConnInfo { password, ..info }),
+        Err(words) => {
+            let (what, remedy) = words.split_once("; ").unwrap_or((&words, "correct the connection string"));
+            source.problem(path, what, remedy);
+            None
+        }
+    }
+}
+
+fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, Option<Site>>) -> Option<Vec<FlowName>> {
+    let written = source.texts("flows")?;
+    if written == ["mesh"] {
+        source.problem("flows", format!("a mesh is {NOT_YET}"), "write one flow: [\"from -> to\"]");
+        return None;
+    }
+    let mut flows: Vec<FlowName> = Vec::new();
+    for text in &written {
+        let Some((from, to)) = text.split_once("->").map(|(from, to)| (from.trim(), to.trim())) else {
+            source.problem("flows", format!("\"{text}\" is no flow"), "write \"from -> to\"");
+            continue;
+        };
+        for site in [from, to].into_iter().filter(|site| !sites.contains_key(*site)) {
+            let known: Vec<_> = sites.keys().map(String::as_str).collect();
+            let remedy = format!("add [site.{site}], or name one of: {}", known.join(", "));
+            source.problem("flows", format!("flow \"{text}\" names an unknown site \"{site}\""), remedy);
+        }
+        if from == to {
+            source.problem("flows", format!("flow \"{text}\" ends where it starts"), "name two sites");
+        }
+        let pipeline = pipeline.unwrap_or_default().to_owned();
+        let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned() };
+        if let Some(other) = flows.iter().find(|other| other.object() == flow.object()) {
+            let what = format!(
+                "flows {} -> {} and {from} -> {to} would share the name {}",
+                other.from,
+                other.to,
+                flow.object()
+            );
+            source.problem("flows", what, "rename a site");
+        }
+        if flow.object().len() > MAX_NAME_BYTES {
+            let what = format!("the name {} has more than {MAX_NAME_BYTES} bytes", flow.object());
+            source.problem("flows", what, "shorten the names of the sites or of the pipeline");
+        }
+        flows.push(flow);
+    }
+    match flows.len() {
+        0 if written.is_empty() => source.problem("flows", "no flow", "write one: [\"from -> to\"]"),
+        0 | 1 => {}
+        count => source.problem("flows", format!("{count} flows in one pipeline are {NOT_YET}"), "keep one"),
+    }
+    Some(flows)
+}
+
+fn tables(source: &mut Source) -> Option<Vec<Rule>> {
+    let positions = source.children("tables");
+    if positions.is_empty() {
+        source.problem(
+            "tables",
+            "no [[tables]]: nothing would be replicated",
+            "add one with include = [\"schema.table\"]",
+        );
+    }
+    let rules: Vec<_> = positions.iter().map(|position| rule(source, &format!("tables.{position}"))).collect();
+    rules.into_iter().collect()
+}
+
+fn rule(source: &mut Source, at: &str) -> Option<Rule> {
+    let key = |key: &str| format!("{at}.{key}");
+    let include = source.texts(&key("include"));
+    if include.as_ref().is_some_and(Vec::is_empty) {
+        source.problem(&key("include"), "the rule includes nothing", "name at least one table");
+    }
+    let exclude = source.texts(&key("exclude")).unwrap_or_default();
+    let listed = (source.texts(&key("columns.include")), source.texts(&key("columns.exclude")));
+    let columns = match listed {
+        (None, None) => ColumnRule::All,
+        (Some(names), None) => ColumnRule::Include(names),
+        (None, Some(names)) => ColumnRule::Exclude(names),
+        (Some(_), Some(_)) => {
+            source.problem(&key("columns"), "columns has both include and exclude", "keep one of them");
+            ColumnRule::All
+        }
+    };
+    if matches!(&columns, ColumnRule::Include(names) if names.is_empty()) {
+        source.problem(&key("columns.include"), "no column would cross", "name the columns, the key among them");
+    }
+    let filter = source.text(&key("where"));
+    if filter.as_ref().is_some_and(|filter| filter.trim().is_empty()) {
+        source.problem(&key("where"), "the row filter is empty", "remove `where` to let all rows cross");
+    }
+    let truncate = source.choice(
+        &key("truncate"),
+        &[("apply", TruncatePolicy::Apply), ("ignore", TruncatePolicy::Ignore), ("stop", TruncatePolicy::Stop)],
+    );
+    if source.has(&key("lane")) && part_name(source, &key("lane")).is_some() {
+        source.problem(&key("lane"), format!("a lane is {NOT_YET}"), "remove `lane`");
+    }
+    Some(Rule { include: include?, exclude, columns, filter, truncate: truncate?, place: source.line_of(at) })
+}
+
+fn topic(source: &mut Source) -> Option<Topic> {
+    let kind = source.choice("topic.kind", &[("embedded", true), ("peer", false), ("kafka", false)]);
+    if kind == Some(false) {
+        let what = format!("topic.kind other than \"embedded\" is {NOT_YET}");
+        source.problem("topic.kind", what, "write kind = \"embedded\"");
+    } else {
+        for key in ["brokers", "spool", "spool_max", "properties"].map(|key| format!("topic.{key}")) {
+            if source.has(&key) {
+                source.problem(&key, format!("\"{key}\" goes with kind = \"kafka\" only"), "remove it");
+            }
+        }
+    }
+    source.texts("topic.brokers");
+    source.path("topic.spool");
+    source.size("topic.spool_max");
+    let path = source.path("topic.path");
+    let hours = source.integer("topic.retention.hours");
+    let bytes = source.size("topic.retention.max_bytes");
+    let on_full =
+        source.choice("topic.on_full", &[("pause", OnFull::Pause), ("drop-unapplied", OnFull::DropUnapplied)]);
+    let hours = u64::try_from(hours?).ok()?;
+    Some(Topic {
+        path: path?,
+        retention_age: Duration::from_secs(hours * 3600),
+        retention_bytes: bytes?,
+        on_full: on_full?,
+    })
+}
+
+fn apply(source: &mut Source) -> Option<Apply> {
+    let on_error = source.choice("apply.on_error", &[("stop", OnError::Stop), ("park", OnError::Park)]);
+    let max_row_bytes = source.size("apply.max_row");
+    Some(Apply { on_error: on_error?, max_row_bytes: max_row_bytes? })
+}
+
+fn wal(source: &mut Source) -> Option<Wal> {
+    let on_limit = source.choice("wal.on_limit", &[("alert", OnLimit::Alert), ("drop-slot", OnLimit::DropSlot)]);
+    let limit_bytes = source.size("wal.limit");
+    Some(Wal { limit_bytes, on_limit: on_limit? })
+}
+
+fn tuning(source: &mut Source) -> Option<Tuning> {
+    let takeover_timeout = source.duration("tuning.takeover_timeout");
+    let heartbeat_interval = source.duration("tuning.heartbeat_interval");
+    let group_rows = source.integer("tuning.group_rows");
+    let group_bytes = source.size("tuning.group_bytes");
+    Some(Tuning {
+        takeover_timeout,
+        heartbeat_interval: heartbeat_interval?,
+        group_rows: usize::try_from(group_rows?).ok()?,
+        group_bytes: usize::try_from(group_bytes?).ok()?,
+    })
+}
+
+/// Keys of what this version does not do: checked, and refused where ignoring them would change what is replicated when.
+fn later(source: &mut Source) {
+    if source.choice("schedule.mode", &[("continuous", true), ("manual", false)]) == Some(false) {
+        source.problem("schedule.mode", format!("a schedule is {NOT_YET}"), "write mode = \"continuous\"");
+    }
+    source.duration("schedule.for");
+    for key in ["opens", "for", "timezone"].map(|key| format!("schedule.{key}")) {
+        if source.has(&key) {
+            source.problem(&key, format!("a schedule is {NOT_YET}"), "remove [schedule]: changes flow at once");
+        }
+    }
+    source.integer("copy.workers");
+    if let Some(rate) = source.text("copy.max_rate")
+        && !rate.ends_with("B/s")
+    {
+        source.problem("copy.max_rate", format!("\"{rate}\" is no rate"), "write it as \"50MiB/s\"");
+    }
+    source.path("export.key_file");
+}

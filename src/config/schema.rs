@@ -1,0 +1,365 @@
+//! Every key of the pipeline file: the one table that reading, refusing and documentation follow.
+
+/// What a value must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `[a-z][a-z0-9_]{0,14}`.
+    Name,
+    /// A list of `"from -> to"`, or `"mesh"`.
+    Flows,
+    /// Any text.
+    Text,
+    /// libpq keywords or a URL.
+    Connection,
+    /// A file or directory; a relative one starts at the pipeline file's directory.
+    File,
+    /// `address:port`.
+    Address,
+    /// A list of texts, or one text.
+    Texts,
+    /// A whole number in a range.
+    Integer(i64, i64),
+    /// A number of bytes with its unit.
+    Size,
+    /// A time with its unit.
+    Duration,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A table of texts.
+    Properties,
+}
+
+impl Kind {
+    fn describe(self) -> String {
+        match self {
+            Kind::Name => "name: `[a-z][a-z0-9_]{0,14}`".into(),
+            Kind::Flows => "list of `\"from -> to\"`".into(),
+            Kind::Text => "text".into(),
+            Kind::Connection => "libpq keywords or URL".into(),
+            Kind::File => "path".into(),
+            Kind::Address => "`address:port`".into(),
+            Kind::Texts => "list of texts".into(),
+            Kind::Integer(low, high) => format!("whole number, {low} to {high}"),
+            Kind::Size => "size: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB".into(),
+            Kind::Duration => "time: ms, s, min, h, days".into(),
+            Kind::Choice(words) => words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", "),
+            Kind::Properties => "table of texts".into(),
+        }
+    }
+}
+
+/// What holds where the key is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The file is refused.
+    Refused,
+    /// This value.
+    Default(&'static str),
+    /// What happens, in words.
+    Means(&'static str),
+}
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Path from the top: `*` stands for a site's name, `#` for one of a list of tables.
+    pub path: &'static str,
+    /// What the value must be.
+    pub kind: Kind,
+    /// What holds without it.
+    pub missing: Missing,
+    /// What it is for.
+    pub meaning: &'static str,
+}
+
+const fn key(path: &'static str, kind: Kind, missing: Missing, meaning: &'static str) -> Key {
+    Key { path, kind, missing, meaning }
+}
+
+use Kind::{Address, Choice, Connection, Duration, File, Flows, Integer, Name, Properties, Size, Text, Texts};
+use Missing::{Default, Means, Refused};
+
+/// All keys, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    key("pipeline", Name, Refused, "Name of the pipeline; part of the name of every object that it installs."),
+    key("flows", Flows, Refused, "Directions. This version runs one; `\"mesh\"` and more than one are refused."),
+    key(
+        "site.*.postgres",
+        Connection,
+        Refused,
+        "How the daemon connects. A password in it is refused, unless it is `password=${NAME}`.",
+    ),
+    key(
+        "site.*.password_file",
+        File,
+        Means("no password"),
+        "Holds the password for `postgres`, one line. Mode 0600, or 0640 when root owns it.",
+    ),
+    key("site.*.admin", Connection, Means("`postgres`"), "How `deploy` and `undeploy` connect."),
+    key("site.*.admin_password_file", File, Means("no password"), "Holds the password for `admin`."),
+    key(
+        "site.*.priority",
+        Integer(0, 1_000_000),
+        Default("0"),
+        "Who wins a conflict: the highest. Without effect in a one-way flow.",
+    ),
+    key("site.*.listen", Address, Means("nothing is served"), "Where this site's node serves health and metrics."),
+    key(
+        "site.*.url",
+        Text,
+        Means("no peer dials it"),
+        "How the peer dials this node. Checked, without effect in this version.",
+    ),
+    key("site.*.tls.cert", File, Means("no TLS"), "Certificate of `listen`. Checked, without effect in this version."),
+    key("site.*.tls.key", File, Means("no TLS"), "Key of `listen`. Checked, without effect in this version."),
+    key(
+        "site.*.tls.ca",
+        File,
+        Means("no client certificates"),
+        "Authority for clients of `listen`. Checked, without effect in this version.",
+    ),
+    key(
+        "site.*.token_file",
+        File,
+        Means("no token"),
+        "Holds the peer's bearer token. Checked, without effect in this version.",
+    ),
+    key(
+        "tables.#.include",
+        Texts,
+        Refused,
+        "Globs on `schema.table`: `*`, `?`, `[…]`, `{a,b}`, escaped by `\\`; case-sensitive; roots of partitioned tables only.",
+    ),
+    key("tables.#.exclude", Texts, Means("nothing"), "Globs taken out again."),
+    key("tables.#.columns.include", Texts, Means("all columns cross"), "The columns that cross. Holds the key."),
+    key(
+        "tables.#.columns.exclude",
+        Texts,
+        Means("all columns cross"),
+        "The columns that stay. Holds no column of the key or of `where`.",
+    ),
+    key("tables.#.where", Text, Means("all rows cross"), "Row filter, an SQL expression: `docs/RULES.md`."),
+    key(
+        "tables.#.truncate",
+        Choice(&["apply", "ignore", "stop"]),
+        Default("apply"),
+        "What TRUNCATE does: empty the target's table too, leave it alone, or stop the flow.",
+    ),
+    key("tables.#.lane", Name, Means("the flow's own lane"), "Refused in this version."),
+    key(
+        "topic.kind",
+        Choice(&["embedded", "peer", "kafka"]),
+        Default("embedded"),
+        "Where transactions are made durable. This version has `\"embedded\"`.",
+    ),
+    key("topic.path", File, Refused, "Directory of the embedded topic; one `<flow>.db` in it."),
+    key(
+        "topic.retention.hours",
+        Integer(1, 87_600),
+        Default("72"),
+        "Applied records older than this may go, in hours.",
+    ),
+    key("topic.retention.max_bytes", Size, Default("20GiB"), "At this size applied records go, oldest first."),
+    key(
+        "topic.on_full",
+        Choice(&["pause", "drop-unapplied"]),
+        Default("pause"),
+        "When that does not suffice: the reader waits and says so, or records go that nobody has applied.",
+    ),
+    key("topic.brokers", Texts, Means("no brokers"), "With `kind = \"kafka\"` only."),
+    key("topic.spool", File, Means("no spool"), "With `kind = \"kafka\"` only."),
+    key("topic.spool_max", Size, Means("no spool"), "With `kind = \"kafka\"` only."),
+    key("topic.properties", Properties, Means("none"), "With `kind = \"kafka\"` only."),
+    key(
+        "copy.workers",
+        Integer(1, 64),
+        Default("4"),
+        "Parallel copies of rows that are there already. Checked, without effect in this version.",
+    ),
+    key(
+        "copy.max_rate",
+        Text,
+        Means("no bound"),
+        "Bound of the copy, as `\"50MiB/s\"`. Checked, without effect in this version.",
+    ),
+    key(
+        "apply.on_error",
+        Choice(&["stop", "park"]),
+        Default("stop"),
+        "What a data error does: stop the flow, or set the operation aside in `sitepair.parked`.",
+    ),
+    key("apply.max_row", Size, Default("1GiB"), "A row larger than this, in text form, stops the flow."),
+    key(
+        "wal.limit",
+        Size,
+        Means("no limit, which `plan` remarks"),
+        "Most WAL that the slot may hold back at the source.",
+    ),
+    key(
+        "wal.on_limit",
+        Choice(&["alert", "drop-slot"]),
+        Default("alert"),
+        "What then: say so, or drop the slot to save the source's disk.",
+    ),
+    key(
+        "schedule.mode",
+        Choice(&["continuous", "manual"]),
+        Default("continuous"),
+        "When changes flow. This version has `\"continuous\"`.",
+    ),
+    key("schedule.opens", Text, Means("always open"), "Refused in this version."),
+    key("schedule.for", Duration, Means("always open"), "Refused in this version."),
+    key("schedule.timezone", Text, Means("UTC"), "Refused in this version."),
+    key("export.key_file", File, Means("no export"), "Signs exported ranges. Checked, without effect in this version."),
+    key(
+        "tuning.takeover_timeout",
+        Duration,
+        Means("the source's wal_sender_timeout + 5 s"),
+        "How long a second reader or applier waits for the first to go.",
+    ),
+    key("tuning.heartbeat_interval", Duration, Default("10s"), "Between two heartbeat messages in the source's WAL."),
+    key(
+        "tuning.group_rows",
+        Integer(1, 1_000_000),
+        Default("20000"),
+        "Most rows that are applied in one transaction of the target; a larger source transaction stays whole.",
+    ),
+    key(
+        "tuning.group_bytes",
+        Size,
+        Default("8MiB"),
+        "Most bytes of records that are applied in one transaction of the target; the same holds.",
+    ),
+];
+
+/// What a path of the file is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Node {
+    /// A key with a value.
+    Key(&'static Key),
+    /// A table, or a list of tables where `list` is set.
+    Table { list: bool },
+    /// Nothing that the file may hold.
+    Unknown,
+}
+
+/// Looks a path up. Parts of a path are keys, or positions in a list of tables.
+pub(super) fn node(path: &[String]) -> Node {
+    let fits = |part: &str, pattern: &str| match pattern {
+        "*" => true,
+        "#" => !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => part == pattern,
+    };
+    for key in KEYS {
+        let pattern: Vec<&str> = key.path.split('.').collect();
+        if pattern.len() < path.len() || !path.iter().zip(&pattern).all(|(part, pattern)| fits(part, pattern)) {
+            continue;
+        }
+        return match pattern.get(path.len()) {
+            None => Node::Key(key),
+            Some(next) => Node::Table { list: *next == "#" },
+        };
+    }
+    Node::Unknown
+}
+
+/// The known key nearest to an unknown one, among those with the same parent.
+pub(super) fn nearest(path: &[String]) -> Option<&'static str> {
+    let (last, parent) = path.split_last()?;
+    let siblings = KEYS.iter().filter_map(|key| {
+        let name = key.path.split('.').nth(parent.len())?;
+        let mut with_name = parent.to_vec();
+        with_name.push(name.to_owned());
+        (name != "*" && name != "#" && !matches!(node(&with_name), Node::Unknown)).then_some(name)
+    });
+    let near = siblings.map(|name| (strsim::damerau_levenshtein(last, name), name)).min()?;
+    (near.0 <= 1 + last.len() / 4).then_some(near.1)
+}
+
+/// The reference of the pipeline file, as Markdown (`docs/PIPELINE.md`).
+pub fn reference() -> String {
+    let mut text = String::from(INTRODUCTION);
+    let mut section = None;
+    for key in KEYS {
+        let (table, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+        let top = table.split('.').next().unwrap_or_default();
+        if section != Some(top) {
+            section = Some(top);
+            let title = match top {
+                "" => "Top of the file".to_owned(),
+                "site" => "`[site.NAME]`, one for each site".to_owned(),
+                "tables" => "`[[tables]]`, one for each rule".to_owned(),
+                _ => format!("`[{top}]`"),
+            };
+            text.push_str(&format!("\n## {title}\n\n| key | value | default | meaning |\n|---|---|---|---|\n"));
+        }
+        let inner = table.split('.').filter(|part| *part != top && *part != "*" && *part != "#");
+        let name = inner.chain([name]).collect::<Vec<_>>().join(".");
+        let missing = match key.missing {
+            Refused => "required".to_owned(),
+            Default(value) => format!("`{value}`"),
+            Means(words) => words.to_owned(),
+        };
+        text.push_str(&format!("| `{name}` | {} | {missing} | {} |\n", key.kind.describe(), key.meaning));
+    }
+    text
+}
+
+const INTRODUCTION: &str = "\
+# The pipeline file
+
+One TOML file for each pair of sites, the same at both. It is generated into this page from the table in
+`src/config/schema.rs`; a test compares them. `pipelines/` has an example for each scenario.
+
+- The least that works: `pipeline`, `flows`, two `[site.NAME]` with `postgres`, one `[[tables]]` with `include`, and
+  `topic.path`.
+- Later layers win: defaults, the file, the environment, the command line. The environment variable of `topic.path` is
+  `SITEPAIR__TOPIC__PATH`: `SITEPAIR`, then each part of the path in capitals, joined by two underscores. A list is
+  written with commas. `[[tables]]` are set in the file only.
+- `${NAME}` inside any string of the file is replaced by that environment variable; a variable that is not set is an
+  error.
+- Sizes and times carry their unit: `\"20GiB\"`, `\"5s\"`.
+- Paths that are not absolute start at the pipeline file's directory.
+- Unknown keys, wrong values and missing files are reported together, each with its place and remedy, exit code 2, before
+  anything is touched.
+- A flow from site `a` to site `b` of pipeline `p` names its slot, publication and origin `sitepair_p_a_b`.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> Vec<String> {
+        text.split('.').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn paths_are_found() {
+        assert!(matches!(node(&path("topic.path")), Node::Key(key) if key.kind == Kind::File));
+        assert!(matches!(node(&path("site.oulu")), Node::Table { list: false }));
+        assert!(matches!(node(&path("tables")), Node::Table { list: true }));
+        assert!(matches!(node(&path("tables.12.columns.include")), Node::Key(_)));
+        assert!(matches!(node(&path("tables.x.where")), Node::Unknown));
+        assert!(matches!(node(&path("topic.paht")), Node::Unknown));
+        for (wrong, right) in [
+            ("topic.paht", Some("path")),
+            ("tabels", Some("tables")),
+            ("site.oulu.pasword_file", Some("password_file")),
+            ("tables.0.were", Some("where")),
+            ("tables.0.columns.exclud", Some("exclude")),
+            ("zzz", None),
+        ] {
+            assert_eq!(nearest(&path(wrong)), right, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/PIPELINE.md");
+        if std::env::var_os("SITEPAIR_BLESS").is_some() {
+            std::fs::write(file, reference()).unwrap();
+        }
+        let written = std::fs::read_to_string(file).unwrap_or_default();
+        assert_eq!(written, reference(), "run this test with SITEPAIR_BLESS=1 to write docs/PIPELINE.md anew");
+    }
+}

@@ -1,0 +1,278 @@
+//! Whole files: what is accepted, and each refusal with its place and remedy.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+
+const LEAST: &str = "\
+pipeline = \"mssp\"
+flows = [\"helsinki -> oulu\"]
+[site.helsinki]
+postgres = \"host=a user=u dbname=d\"
+[site.oulu]
+postgres = \"host=b user=u dbname=d\"
+[[tables]]
+include = [\"public.account\"]
+[topic]
+path = \"topic\"
+";
+
+fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("p.toml");
+    std::fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+fn load_with(text: &str, variables: &[(&str, &str)], set: &[(&str, &str)]) -> Result<Pipeline, Vec<String>> {
+    let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let environment = own(variables).into_iter().collect::<BTreeMap<_, _>>();
+    let overrides = Overrides { set: own(set), environment: Some(environment), without_admin: false };
+    let (_directory, path) = write(text);
+    let file = path.display().to_string();
+    load(&path, &overrides)
+        .map_err(|problems| problems.iter().map(|problem| problem.to_string().replace(&file, "F")).collect())
+}
+
+/// The least file with `[topic]`'s line, or whatever is named, replaced, and more text after it.
+fn least(replace: (&str, &str), more: &str) -> String {
+    assert!(LEAST.contains(replace.0), "{replace:?}");
+    format!("{}{more}", LEAST.replacen(replace.0, replace.1, 1))
+}
+
+#[test]
+fn the_least_file_has_every_default() {
+    let (directory, path) = write(LEAST);
+    let overrides = Overrides { environment: Some(BTreeMap::new()), ..Overrides::default() };
+    let pipeline = load(&path, &overrides).unwrap();
+    assert_eq!(pipeline.name, "mssp");
+    assert_eq!(pipeline.flows[0].object(), "sitepair_mssp_helsinki_oulu");
+    assert_eq!(pipeline.sites["oulu"].postgres.to_string(), "u@b:5432/d");
+    assert_eq!(pipeline.sites["oulu"].admin, pipeline.sites["oulu"].postgres);
+    assert_eq!(pipeline.topic.path, directory.path().join("topic"));
+    assert_eq!(pipeline.topic.retention_age, Duration::from_secs(72 * 3600));
+    assert_eq!(pipeline.topic.retention_bytes, 20 << 30);
+    assert_eq!(pipeline.topic.on_full, OnFull::Pause);
+    assert_eq!((pipeline.apply.on_error, pipeline.apply.max_row_bytes), (OnError::Stop, 1 << 30));
+    assert_eq!((pipeline.wal.limit_bytes, pipeline.wal.on_limit), (None, OnLimit::Alert));
+    assert_eq!(pipeline.tuning.takeover_timeout, None);
+    assert_eq!(pipeline.tuning.heartbeat_interval, Duration::from_secs(10));
+    assert_eq!((pipeline.tuning.group_rows, pipeline.tuning.group_bytes), (20_000, 8 << 20));
+    let rule = &pipeline.tables[0];
+    assert_eq!((&rule.columns, &rule.filter, rule.truncate), (&ColumnRule::All, &None, TruncatePolicy::Apply));
+    assert_eq!(rule.place, format!("{}:7", path.display()));
+}
+
+#[test]
+fn the_layers_win_in_order() {
+    let text = least(("path = \"topic\"", "path = \"/file\"\nretention.hours = 1"), "");
+    let topic = |variables: &[(&str, &str)], set: &[(&str, &str)]| {
+        let topic = load_with(&text, variables, set).unwrap().topic;
+        (topic.path.display().to_string(), topic.retention_age.as_secs() / 3600)
+    };
+    assert_eq!(topic(&[], &[]), ("/file".into(), 1));
+    let variables = [("SITEPAIR__TOPIC__PATH", "/env"), ("SITEPAIR__TOPIC__RETENTION__HOURS", "2")];
+    assert_eq!(topic(&variables, &[]), ("/env".into(), 2));
+    assert_eq!(topic(&variables, &[("topic.path", "/set")]), ("/set".into(), 2));
+    let variables = [("SITEPAIR__SITE__OULU__POSTGRES", "host=c user=u"), ("SITEPAIR_SITE", "oulu")];
+    assert_eq!(load_with(&text, &variables, &[]).unwrap().sites["oulu"].postgres.hosts[0].host, "c");
+}
+
+#[test]
+fn references_to_the_environment_are_filled_in() {
+    let text = LEAST.replace("host=b", "host=${OULU_HOST} password=${OULU_PW}");
+    let pipeline = load_with(&text, &[("OULU_HOST", "b2"), ("OULU_PW", "p w ${x}'")], &[]).unwrap();
+    let oulu = &pipeline.sites["oulu"].postgres;
+    assert_eq!((oulu.hosts[0].host.as_str(), oulu.password.as_ref().unwrap().reveal()), ("b2", "p w ${x}'"));
+    assert!(!format!("{pipeline:?}").contains("p w"));
+    let problems = load_with(&text, &[], &[]).unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "F:6:12: error: the environment variable OULU_PW is not set; set OULU_PW",
+            "F:6:12: error: the environment variable OULU_HOST is not set; set OULU_HOST"
+        ]
+    );
+}
+
+#[test]
+fn a_daemon_leaves_the_administrator_alone() {
+    let text = least(
+        ("[site.oulu]", "admin = \"user=root password=${NONE}\"\nadmin_password_file = \"/none\"\n[site.oulu]"),
+        "",
+    );
+    let (_directory, path) = write(&text);
+    let overrides = Overrides { environment: Some(BTreeMap::new()), without_admin: true, ..Overrides::default() };
+    let pipeline = load(&path, &overrides).unwrap();
+    assert_eq!(pipeline.sites["helsinki"].admin.user, "u");
+    let overrides = Overrides { without_admin: false, ..overrides };
+    assert_eq!(load(&path, &overrides).unwrap_err().len(), 2);
+}
+
+#[test]
+fn every_error_is_reported_at_once() {
+    let text = "\
+pipeline = \"Mssp\"
+flows = [\"helsinki -> turku\"]
+tabels = 1
+[site.helsinki]
+postgres = \"host=a user=u password=hunter2\"
+pasword_file = \"x\"
+[site.oulu]
+priority = \"high\"
+[[tables]]
+exclude = [1]
+where = \"\"
+[topic]
+kind = \"kafak\"
+retention = { hours = 0, max_bytes = \"20\" }
+[apply]
+max_row = 5
+[tuning]
+heartbeat_interval = \"10\"
+";
+    let problems =
+        load_with(text, &[("SITEPAIR__TOPIC__PAHT", "/x"), ("SITEPAIR__TABLES__0__WHERE", "x")], &[]).unwrap_err();
+    let expected = [
+        "environment SITEPAIR__TABLES__0__WHERE: error: \"tables.0.where\" can't be set here; set it in the pipeline file",
+        "environment SITEPAIR__TOPIC__PAHT: error: unknown key \"topic.paht\"; did you mean \"path\"?",
+        "F:1:12: error: \"Mssp\" is no name; use [a-z][a-z0-9_]{0,14}",
+        "F:2:9: error: flow \"helsinki -> turku\" names an unknown site \"turku\"; add [site.turku], or name one of: helsinki, oulu",
+        "F:3:1: error: unknown key \"tabels\"; did you mean \"tables\"?",
+        "F:5:12: error: a password in a connection string is refused; put it into a file and name it by password_file",
+        "F:6:1: error: unknown key \"site.helsinki.pasword_file\"; did you mean \"password_file\"?",
+        "F:7:7: error: \"site.oulu.postgres\" is missing; add it: How the daemon connects. A password in it is refused, unless it is `password=${NAME}`.",
+        "F:8:12: error: \"site.oulu.priority\" is not a whole number from 0 to 1000000; write a number without quotes",
+        "F:9:1: error: \"tables.0.include\" is missing; add it: Globs on `schema.table`: `*`, `?`, `[…]`, `{a,b}`, escaped by `\\`; case-sensitive; roots of partitioned tables only.",
+        "F:10:11: error: \"tables.0.exclude\" is not text; write it in quotes",
+        "F:11:9: error: the row filter is empty; remove `where` to let all rows cross",
+        "F:12:2: error: \"topic.path\" is missing; add it: Directory of the embedded topic; one `<flow>.db` in it.",
+        "F:13:8: error: \"topic.kind\" can't be \"kafak\"; write one of \"embedded\", \"peer\", \"kafka\"",
+        "F:14:23: error: \"topic.retention.hours\" is not a whole number from 1 to 87600; write a number without quotes",
+        "F:14:38: error: \"topic.retention.max_bytes\" is no size: \"20\"; write a number with its unit, as \"20GiB\"",
+        "F:16:11: error: \"apply.max_row\" is not text; write it in quotes",
+        "F:18:22: error: \"tuning.heartbeat_interval\" is no time: \"10\"; write a number with its unit, as \"5s\" or \"2min\"",
+    ];
+    assert_eq!(problems, expected);
+    assert!(!problems.concat().contains("hunter2"));
+}
+
+#[test]
+fn each_refusal_names_its_place() {
+    let rule = "include = [\"public.account\"]";
+    for (text, expected) in [
+        ("pipeline = ".to_owned(), "F:1:12: error: not TOML: "),
+        (least((rule, "include = [\"a\"]\ninclude = [\"b\"]"), ""), "F:9:1: error: not TOML: duplicate key"),
+        (least((rule, "include = []"), ""), "F:8:11: error: the rule includes nothing"),
+        (
+            least((rule, &format!("{rule}\ncolumns = {{ include = [\"a\"], exclude = [\"b\"] }}")), ""),
+            "F:9:1: error: columns has both",
+        ),
+        (least((rule, &format!("{rule}\ncolumns = {{ include = [] }}")), ""), "F:9:23: error: no column would cross"),
+        (least((rule, &format!("{rule}\nlane = \"night\"")), ""), "F:9:8: error: a lane is not supported yet"),
+        (
+            least((rule, &format!("{rule}\ntruncate = \"cascade\"")), ""),
+            "F:9:12: error: \"tables.0.truncate\" can't be \"cascade\"",
+        ),
+        (least(("[[tables]]", "[tables]"), ""), "F:7:1: error: \"tables\" is no table; write it as [[tables]]"),
+        (least(("[\"helsinki -> oulu\"]", "[]"), ""), "F:2:9: error: no flow"),
+        (least(("[\"helsinki -> oulu\"]", "\"mesh\""), ""), "F:2:9: error: a mesh is not supported yet"),
+        (
+            least(("[\"helsinki -> oulu\"]", "[\"helsinki -> oulu\", \"oulu -> helsinki\"]"), ""),
+            "F:2:9: error: 2 flows in one pipeline are not supported yet",
+        ),
+        (
+            least(("[\"helsinki -> oulu\"]", "[\"helsinki to oulu\"]"), ""),
+            "F:2:9: error: \"helsinki to oulu\" is no flow",
+        ),
+        (
+            least(("[\"helsinki -> oulu\"]", "[\"oulu -> oulu\"]"), ""),
+            "F:2:9: error: flow \"oulu -> oulu\" ends where it starts",
+        ),
+        (least(("host=b", "host=a"), ""), "F:6:12: error: sites helsinki and oulu are the same database"),
+        (least(("host=b", "sslcrl=b"), ""), "F:6:12: error: the keyword \"sslcrl\" is not supported"),
+        (least(("host=b", "host=${NOPE}"), ""), "F:6:12: error: the environment variable NOPE is not set"),
+        (least(("[topic]", "listen = \"7800\"\n[topic]"), ""), "F:9:1: error: unknown key \"tables.0.listen\""),
+        (least(("[[tables]]", "listen = \"7800\"\n[[tables]]"), ""), "F:7:10: error: \"7800\" is no address"),
+        (least(("[[tables]]", "url = \"peer\"\n[[tables]]"), ""), "F:7:7: error: a peer is dialled by http"),
+        (least(("[[tables]]", "tls = { cert = \"c\" }\n[[tables]]"), ""), "F:7:1: error: a certificate and its key"),
+        (least(("[[tables]]", "password_file = \"none\"\n[[tables]]"), ""), "F:7:17: error: the password file "),
+        (
+            least(("[[tables]]", "admin_password_file = \"none\"\n[[tables]]"), ""),
+            "F:7:23: error: site oulu has admin_password_file but no admin",
+        ),
+        (
+            least(("[topic]", "[topic]\nkind = \"kafka\""), ""),
+            "F:10:8: error: topic.kind other than \"embedded\" is not supported yet",
+        ),
+        (least(("[topic]", "[topic]\nkind = \"peer\""), ""), "F:10:8: error: topic.kind other than"),
+        (least(("[topic]", "[topic]\nspool = \"/s\""), ""), "F:10:9: error: \"topic.spool\" goes with kind"),
+        (least(("path = \"topic\"", "path = \"\""), ""), "F:10:8: error: \"topic.path\" is empty"),
+        (
+            least(("[topic]", "[topic]"), "[schedule]\nmode = \"manual\""),
+            "F:12:8: error: a schedule is not supported yet",
+        ),
+        (
+            least(("[topic]", "[topic]"), "[schedule]\nopens = \"0 22 * * *\""),
+            "F:12:9: error: a schedule is not supported yet",
+        ),
+        (
+            least(("[topic]", "[topic]"), "[copy]\nworkers = 0"),
+            "F:12:11: error: \"copy.workers\" is not a whole number",
+        ),
+        (least(("[topic]", "[topic]"), "[copy]\nmax_rate = \"50\""), "F:12:12: error: \"50\" is no rate"),
+        (
+            least(("[topic]", "[topic]"), "[wal]\nlimit = \"1GiB\"\non_limit = \"x\""),
+            "F:13:12: error: \"wal.on_limit\" can't be",
+        ),
+        (
+            least(("[topic]", "[topic]"), "[tunning]\n"),
+            "F:11:2: error: unknown key \"tunning\"; did you mean \"tuning\"?",
+        ),
+    ] {
+        let problems = load_with(&text, &[], &[]).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with(expected), "{expected}\n{problems:#?}\n{text}");
+    }
+}
+
+#[test]
+fn what_later_versions_read_is_accepted() {
+    let more = "[copy]\nworkers = 8\nmax_rate = \"50MiB/s\"\n[schedule]\nmode = \"continuous\"\n[export]\nkey_file = \"k\"\n\
+                [wal]\nlimit = \"50GiB\"\non_limit = \"drop-slot\"\n[tuning]\ntakeover_timeout = \"90s\"\n";
+    let site = "listen = \"127.0.0.1:7800\"\nurl = \"https://b.example:7800\"\ntls = { cert = \"c\", key = \"k\", ca = \"a\" }\n\
+                token_file = \"t\"\n[[tables]]";
+    let pipeline = load_with(&least(("[[tables]]", site), more), &[], &[]).unwrap();
+    assert_eq!(pipeline.wal.on_limit, OnLimit::DropSlot);
+    assert_eq!(pipeline.tuning.takeover_timeout, Some(Duration::from_secs(90)));
+    assert_eq!(pipeline.sites["oulu"].listen.unwrap().port(), 7800);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_one_line() {
+    let problems = load(Path::new("/nowhere/p.toml"), &Overrides::default()).unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].to_string().starts_with("/nowhere/p.toml: error: the pipeline file can't be read: "));
+}
+
+#[test]
+fn the_example_of_the_signature_service_is_valid() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/mssp.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "pw\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = secret.display().to_string();
+    let files = ["helsinki", "oulu"].into_iter().flat_map(|site| {
+        ["password_file", "admin_password_file"].map(|key| (format!("site.{site}.{key}"), secret.clone()))
+    });
+    let overrides = Overrides { set: files.collect(), environment: Some(BTreeMap::new()), without_admin: false };
+    let pipeline = load(Path::new(example), &overrides).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    assert_eq!(pipeline.sites["helsinki"].admin.user, "postgres");
+    assert_eq!(pipeline.sites["oulu"].postgres.password.as_ref().unwrap().reveal(), "pw");
+    assert_eq!(pipeline.wal.limit_bytes, Some(50 << 30));
+}
