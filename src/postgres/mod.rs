@@ -14,7 +14,14 @@ mod dial;
 mod login;
 mod resumed;
 mod server_name;
+mod statements;
 mod tls;
 
+pub mod catalog;
+pub mod fetch;
+pub mod origin;
+pub mod publication;
 pub mod session;
+pub mod slot;
 pub mod sqlstate;
+pub mod wal;
