@@ -112,6 +112,8 @@ codes! {
     TruncateStop = "truncate-stop", Failed, "decide: set truncate = \"apply\" or \"ignore\" for the rule and start again";
     /// The target lacks a table or a column that the record carries.
     ShapeMismatch = "shape-mismatch", Failed, "run the ALTER TABLE named at the target, then start again";
+    /// The publication sends a table that no rule selects.
+    UnknownRelation = "unknown-relation", Failed, "run `sitepair deploy`, which makes the publication agree with the pipeline file";
     /// A table has no key that can name its rows at both ends.
     NoKey = "no-key", Failed, "add a primary key, or exclude the table";
     /// A value is not valid UTF-8, so it can't be carried faithfully.

@@ -21,6 +21,8 @@ pub struct Selected {
     pub table: CatalogTable,
     /// Columns that cross, in the source's order; computed columns never do.
     pub columns: Vec<String>,
+    /// A column that the source adds later crosses too: the rule does not list the columns that do.
+    pub new_columns: bool,
     /// Columns that name a row (R1), in the table's order.
     pub key: Vec<String>,
     /// The rule's row filter.

@@ -186,6 +186,7 @@ fn resolve_table(table: &CatalogTable, report: &mut Report<'_>) -> Option<Select
         publish_columns: publish_columns(table, &columns, &report.rule.columns),
         table: table.clone(),
         columns,
+        new_columns: !matches!(report.rule.columns, ColumnRule::Include(_)),
         key,
         filter,
         truncate: report.rule.truncate,

@@ -1,0 +1,411 @@
+//! From messages to records: the open transaction, and what the rules make of its changes (R3, O1, P3).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio_postgres::types::Type;
+
+use crate::config::TruncatePolicy;
+use crate::model::{Cell, Code, Datum, Fault, FlowName, Lsn, Result, TableName, TxMark, units};
+use crate::ports::Source;
+use crate::reader::outlet::Outlet;
+use crate::reader::ports::{Fetched, HEARTBEAT_PREFIX, Lookup};
+use crate::reader::table::{self, Table};
+use crate::rules::{Selected, Verdict};
+use crate::wire::pgoutput::{Message, Old, RelationMessage};
+use crate::wire::record::{Op, Shape, TxEncoder, TxHead, Writer, truncate_groups};
+
+/// What becomes of the open transaction.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its changes that pass the rules are written.
+    Write,
+    /// The topic has it already; `passes` is true once a change passed the rules.
+    Repeat { passes: bool },
+    /// It was applied here by this pipeline: not sent back, but its origin position is kept (O1).
+    Own,
+}
+
+#[derive(Debug)]
+struct Open {
+    commit_lsn: Lsn,
+    commit_time_us: i64,
+    xid: u32,
+    fate: Fate,
+    /// Site and its position that the transaction came from.
+    origin: Option<(String, Lsn)>,
+}
+
+/// Reads messages in order and sends records to the [`Outlet`].
+pub struct Translator<L> {
+    lookup: Arc<L>,
+    flow: FlowName,
+    selected: HashMap<TableName, Selected>,
+    tables: HashMap<u32, Table>,
+    types: HashMap<u32, String>,
+    seen: BTreeMap<String, Lsn>,
+    open: Option<Open>,
+    pen: Pen,
+    max_row_bytes: u64,
+    /// The topic's end at the start: what ends up to here is in it.
+    tail: Lsn,
+    /// A transaction sent again was found in the topic.
+    recognised: bool,
+}
+
+impl<L: Lookup> Translator<L> {
+    /// For a flow whose topic reaches `tail`.
+    pub fn new(
+        lookup: Arc<L>,
+        flow: FlowName,
+        selected: Vec<Selected>,
+        writer: Writer,
+        max_row_bytes: u64,
+        tail: Lsn,
+    ) -> Self {
+        let selected = selected.into_iter().map(|selected| (selected.table.table.clone(), selected)).collect();
+        Self {
+            lookup,
+            flow,
+            selected,
+            tables: HashMap::new(),
+            types: HashMap::new(),
+            seen: BTreeMap::new(),
+            open: None,
+            pen: Pen { writer, encoder: TxEncoder::default(), begun: false },
+            max_row_bytes,
+            tail,
+            recognised: false,
+        }
+    }
+
+    /// True inside a transaction.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// What this run's records begin with.
+    pub fn writer(&self) -> &Writer {
+        &self.pen.writer
+    }
+
+    /// Takes the next message.
+    pub async fn message<S: Source>(&mut self, message: Message<'_>, outlet: &mut Outlet<S>) -> Result<()> {
+        match message {
+            Message::Insert { relation, new } => self.insert(relation, new, outlet).await,
+            Message::Update { relation, old, new } => self.update(relation, old.as_ref(), new, outlet).await,
+            Message::Delete { relation, old } => self.delete(relation, &old, outlet).await,
+            Message::Truncate { relations } => self.truncate(&relations, outlet).await,
+            Message::Begin { commit_lsn, commit_time_us, xid } => self.begin(commit_lsn, commit_time_us, xid),
+            Message::Commit { commit_lsn, end_lsn, commit_time_us: _ } => {
+                self.commit(commit_lsn, end_lsn, outlet).await
+            }
+            Message::Origin { origin_lsn, name } => self.origin(name, origin_lsn),
+            Message::Relation(relation) => self.relation(&relation, outlet).await,
+            Message::Type { oid, schema, name } => {
+                let name = if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") };
+                self.types.insert(oid, name);
+                Ok(())
+            }
+            Message::Logical { transactional: _, lsn: _, prefix, content: _ } => {
+                if prefix == HEARTBEAT_PREFIX {
+                    outlet.state.heartbeat_us = units::now_us();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, commit_time_us: i64, xid: u32) -> Result<()> {
+        if self.open.is_some() {
+            return Err(bad("a transaction began inside another"));
+        }
+        // No two records of the WAL overlap: a commit record that starts before the tail also ends there.
+        let fate = if commit_lsn < self.tail { Fate::Repeat { passes: false } } else { Fate::Write };
+        self.open = Some(Open { commit_lsn, commit_time_us, xid, fate, origin: None });
+        self.pen.begun = false;
+        Ok(())
+    }
+
+    fn origin(&mut self, name: &str, origin_lsn: Lsn) -> Result<()> {
+        let open = self.open.as_mut().ok_or_else(|| bad("an origin outside of a transaction"))?;
+        if let Some(rest) = name.strip_prefix(&self.flow.origin_prefix()) {
+            // An origin here is named for a flow that ends here: `[<lane>_]<from>_<here>`.
+            let site = rest.strip_suffix(&format!("_{}", self.flow.from)).unwrap_or(rest);
+            open.origin = Some((site.to_owned(), origin_lsn));
+            open.fate = Fate::Own;
+        }
+        Ok(())
+    }
+
+    async fn commit<S: Source>(&mut self, commit_lsn: Lsn, end_lsn: Lsn, outlet: &mut Outlet<S>) -> Result<()> {
+        let open = self.open.take().ok_or_else(|| bad("a commit outside of a transaction"))?;
+        if open.commit_lsn != commit_lsn || end_lsn <= commit_lsn {
+            return Err(bad(&format!("the transaction of {} ended at {commit_lsn}", open.commit_lsn)));
+        }
+        if let Some((site, lsn)) = open.origin {
+            let seen = self.seen.entry(site).or_default();
+            *seen = lsn.max(*seen);
+        }
+        match open.fate {
+            Fate::Own => {}
+            Fate::Repeat { passes } => {
+                let mark = TxMark { end_lsn, xid: open.xid, commit_time_us: open.commit_time_us };
+                self.compare(mark, passes, outlet).await?;
+            }
+            Fate::Write => {
+                if end_lsn <= outlet.queued {
+                    return Err(bad(&format!("the transaction that ends at {end_lsn} comes after {}", outlet.queued)));
+                }
+                if self.pen.begun {
+                    outlet.state.transactions += 1;
+                    outlet.state.commit_time_us = open.commit_time_us;
+                    outlet.push(self.pen.encoder.finish(end_lsn)).await?;
+                }
+            }
+        }
+        outlet.received = outlet.received.max(end_lsn);
+        outlet.committed = outlet.committed.max(end_lsn);
+        Ok(())
+    }
+
+    /// A transaction sent again must be the one that the topic holds (P3). One that the topic lacks is older than what
+    /// retention kept, unless an older one was found.
+    async fn compare<S: Source>(&mut self, mark: TxMark, passes: bool, outlet: &mut Outlet<S>) -> Result<()> {
+        let held = outlet.mark_at(mark.end_lsn).await?;
+        self.recognised |= held.is_some();
+        let differs = match held {
+            Some(held) => held != mark,
+            None => passes && self.recognised,
+        };
+        if !differs {
+            return Ok(());
+        }
+        let holds = held.map_or("none that ends there".to_owned(), |held| {
+            format!("transaction {} of {}", held.xid, units::rfc3339(held.commit_time_us))
+        });
+        let what = format!(
+            "site {}: the source sent transaction {} of {} that ends at {}, the topic holds {holds}",
+            self.flow.from,
+            mark.xid,
+            units::rfc3339(mark.commit_time_us),
+            mark.end_lsn
+        );
+        Err(Fault::new(Code::SourceChanged, what))
+    }
+
+    async fn relation<S: Source>(&mut self, message: &RelationMessage<'_>, outlet: &mut Outlet<S>) -> Result<()> {
+        let mut types = Vec::with_capacity(message.columns.len());
+        for column in &message.columns {
+            let known = self.types.get(&column.type_oid).cloned();
+            types.push(match known.or_else(|| Type::from_oid(column.type_oid).map(|known| known.name().to_owned())) {
+                Some(name) => name,
+                None => {
+                    let lookup = self.lookup.clone();
+                    let name = outlet.waiting(async move { lookup.type_name(column.type_oid).await }).await?;
+                    self.types.insert(column.type_oid, name.clone());
+                    name
+                }
+            });
+        }
+        let name = TableName::new(message.schema, message.name);
+        let selected = self.selected.get(&name).ok_or_else(|| {
+            let slot = self.flow.object();
+            Fault::new(
+                Code::UnknownRelation,
+                format!("publication \"{slot}\" sent table {name}, which no rule selects"),
+            )
+        })?;
+        self.tables.insert(message.oid, Table::bind(message, selected, &types)?);
+        Ok(())
+    }
+
+    async fn insert<S: Source>(&mut self, oid: u32, new: Vec<Cell<'_>>, outlet: &mut Outlet<S>) -> Result<()> {
+        let (open, table) = change(&mut self.open, &self.tables, oid)?;
+        if open.fate == Fate::Own {
+            return Ok(());
+        }
+        table.check(&new)?;
+        let key = table.key(&new)?;
+        let row = table.project(new);
+        if row.contains(&Cell::Unchanged) {
+            return Err(bad(&format!("table {}: a new row came without all its values", table.name())));
+        }
+        check_size(table, &row, &key, self.max_row_bytes)?;
+        if let Some(filter) = &table.filter
+            && filter.verdict(&row).map_err(|fault| fault.at(table.name()))? != Verdict::Match
+        {
+            return Ok(());
+        }
+        self.pen.emit(open, &self.seen, Op::Insert { shape: &table.shape, new: &row }, outlet).await
+    }
+
+    async fn update<S: Source>(
+        &mut self,
+        oid: u32,
+        old: Option<&Old<'_>>,
+        mut new: Vec<Cell<'_>>,
+        outlet: &mut Outlet<S>,
+    ) -> Result<()> {
+        let (open, table) = change(&mut self.open, &self.tables, oid)?;
+        if open.fate == Fate::Own {
+            return Ok(());
+        }
+        table.check(&new)?;
+        let mut old_key = None;
+        if let Some(old) = old {
+            table.check(old.cells())?;
+            table.fill(&mut new, old);
+            old_key = Some(table.key(old.cells())?);
+        }
+        let key = table.key(&new)?;
+        let old_key = old_key.filter(|old| *old != key);
+        let mut row = table.project(new);
+        check_size(table, &row, &key, self.max_row_bytes)?;
+
+        let shape = &table.shape;
+        let mut as_of = None;
+        let fetched: Fetched;
+        let mut verdict = Verdict::Match;
+        if let Some(filter) = &table.filter {
+            let place = |fault: Fault| fault.at(table.name());
+            verdict = filter.verdict(&row).map_err(place)?;
+            // Every update that passes may be the one that lets the row in, so it carries all values (R3).
+            if verdict != Verdict::NoMatch && row.contains(&Cell::Unchanged) && open.fate == Fate::Write {
+                fetched = fetch(&self.lookup, shape, &key, outlet).await?;
+                as_of = Some(fetched.as_of);
+                verdict = match &fetched.row {
+                    None => Verdict::NoMatch,
+                    Some(values) => {
+                        let values: Vec<Cell<'_>> = values.iter().map(table::cell).collect();
+                        table::fill(&mut row, &values);
+                        filter.verdict(&row).map_err(place)?
+                    }
+                };
+            }
+        }
+        let old_key = old_key.as_deref();
+        let op = match verdict {
+            Verdict::NoMatch => Op::Delete { shape, key: old_key.unwrap_or(&key) },
+            Verdict::Match | Verdict::NeedsValue => Op::Update { shape, old_key, new: &row, as_of },
+        };
+        self.pen.emit(open, &self.seen, op, outlet).await
+    }
+
+    async fn delete<S: Source>(&mut self, oid: u32, old: &Old<'_>, outlet: &mut Outlet<S>) -> Result<()> {
+        let (open, table) = change(&mut self.open, &self.tables, oid)?;
+        if open.fate == Fate::Own {
+            return Ok(());
+        }
+        table.check(old.cells())?;
+        let key = table.key(old.cells())?;
+        self.pen.emit(open, &self.seen, Op::Delete { shape: &table.shape, key: &key }, outlet).await
+    }
+
+    async fn truncate<S: Source>(&mut self, oids: &[u32], outlet: &mut Outlet<S>) -> Result<()> {
+        let mut shapes: Vec<Arc<Shape>> = Vec::new();
+        for oid in oids {
+            let (_, table) = change(&mut self.open, &self.tables, *oid)?;
+            match table.truncate {
+                TruncatePolicy::Apply | TruncatePolicy::Stop => shapes.push(table.shape.clone()),
+                TruncatePolicy::Ignore => tracing::warn!(table = %table.name(), "TRUNCATE ignored, as the rule says"),
+            }
+        }
+        let open = self.open.as_mut().ok_or_else(|| bad("a change outside of a transaction"))?;
+        if open.fate == Fate::Own {
+            return Ok(());
+        }
+        for group in truncate_groups(&shapes) {
+            self.pen.emit(open, &self.seen, Op::Truncate { shapes: group }, outlet).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the changes of the open transaction.
+struct Pen {
+    writer: Writer,
+    encoder: TxEncoder,
+    /// The encoder has begun the open transaction; one without a change that passes is never begun.
+    begun: bool,
+}
+
+impl Pen {
+    async fn emit<S: Source>(
+        &mut self,
+        open: &mut Open,
+        seen: &BTreeMap<String, Lsn>,
+        op: Op<'_, Cell<'_>>,
+        outlet: &mut Outlet<S>,
+    ) -> Result<()> {
+        if let Fate::Repeat { passes } = &mut open.fate {
+            *passes = true;
+            return Ok(());
+        }
+        if !self.begun {
+            let Open { commit_lsn, commit_time_us, xid, .. } = *open;
+            let head = TxHead { prev_end_lsn: outlet.queued, xid, commit_lsn, commit_time_us, seen };
+            self.encoder.begin(&self.writer, &head);
+            self.begun = true;
+        }
+        outlet.state.changes += 1;
+        let put = self.encoder.put(&op);
+        if let Some(record) = put.full {
+            outlet.push(record).await?;
+        }
+        if put.large {
+            let mut pieces = self.encoder.pieces(&op);
+            while let Some(record) = pieces.next_part() {
+                outlet.push(record).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The open transaction and the table that a change belongs to.
+fn change<'a>(
+    open: &'a mut Option<Open>,
+    tables: &'a HashMap<u32, Table>,
+    oid: u32,
+) -> Result<(&'a mut Open, &'a Table)> {
+    let open = open.as_mut().ok_or_else(|| bad("a change outside of a transaction"))?;
+    let table = tables.get(&oid).ok_or_else(|| bad(&format!("a change of relation {oid}, whose shape never came")))?;
+    Ok((open, table))
+}
+
+async fn fetch<S: Source, L: Lookup>(
+    lookup: &Arc<L>,
+    shape: &Arc<Shape>,
+    key: &[Cell<'_>],
+    outlet: &mut Outlet<S>,
+) -> Result<Fetched> {
+    let key: Vec<Datum> = key.iter().map(table::datum).collect();
+    let fetched = outlet.waiting(lookup.fetch(&shape.relation, &key)).await?;
+    let columns = shape.relation.columns.len();
+    let fits = |row: &Vec<Datum>| row.len() == columns && !row.contains(&Datum::Unchanged);
+    if fetched.row.as_ref().is_none_or(fits) {
+        return Ok(fetched);
+    }
+    let what = format!("table {}: a row fetched from the source does not have its columns", shape.relation.table);
+    Err(Fault::new(Code::ShapeMismatch, what))
+}
+
+fn check_size(table: &Table, row: &[Cell<'_>], key: &[Cell<'_>], max_row_bytes: u64) -> Result<()> {
+    let bytes: usize = row.iter().map(|cell| if let Cell::Text(text) = cell { text.len() } else { 0 }).sum();
+    if bytes as u64 <= max_row_bytes {
+        return Ok(());
+    }
+    let key: Vec<&str> =
+        key.iter().filter_map(|cell| if let Cell::Text(text) = cell { Some(*text) } else { None }).collect();
+    let what = format!(
+        "table {}: the row with key ({}) has {bytes} bytes, max_row is {max_row_bytes}",
+        table.name(),
+        key.join(", ")
+    );
+    Err(Fault::new(Code::RowTooLarge, what))
+}
+
+fn bad(what: &str) -> Fault {
+    Fault::new(Code::BadStream, what)
+}
