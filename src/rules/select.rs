@@ -301,9 +301,10 @@ fn publish_columns(table: &CatalogTable, columns: &[String], rule: &ColumnRule) 
     (leaves_out && covers && table.kind == TableKind::Plain).then(|| columns.to_vec())
 }
 
-fn typed_filter(_text: &str, table: &CatalogTable, _columns: &[String], report: &mut Report<'_>) -> Option<Filter> {
-    report.block(format!("table {}: row filters can't be read yet", table.table), "leave `where` out");
-    None
+fn typed_filter(text: &str, table: &CatalogTable, columns: &[String], report: &mut Report<'_>) -> Option<Filter> {
+    Filter::new(text, table, columns)
+        .map_err(|(what, remedy)| report.block(format!("table {}: {what}", table.table), remedy))
+        .ok()
 }
 
 fn quoted_list(columns: &[String]) -> String {

@@ -6,11 +6,17 @@
 mod calendar;
 mod decimal;
 mod like;
+mod literal;
 mod node;
+mod sql;
+mod types;
+mod typing;
 mod value;
 
 use node::{Node, Outcomes, Position};
+use typing::ColumnRef;
 
+use crate::model::catalog::CatalogTable;
 use crate::model::{Cell, Code, Fault, Result};
 
 /// Whether a row passes a filter.
@@ -27,15 +33,26 @@ pub enum Verdict {
 /// A row filter that was typed against a table.
 #[derive(Debug, Clone)]
 pub struct Filter {
-    root: Node<String>,
-    sql: String,
+    root: Node<ColumnRef>,
 }
 
 impl Filter {
+    /// Types an SQL expression against a table, of which only `columns` cross.
+    ///
+    /// # Errors
+    /// What can't be evaluated exactly, and the remedy.
+    pub(super) fn new(
+        text: &str,
+        table: &CatalogTable,
+        columns: &[String],
+    ) -> std::result::Result<Filter, (String, String)> {
+        Ok(Filter { root: typing::parse(text, table, columns)? })
+    }
+
     /// The expression as SQL: columns quoted, constants with their types, text compared under the collation "C" (which
     /// gives what the source's collation gives, or the filter would have been refused). It can be evaluated at the target.
     pub fn sql(&self) -> String {
-        self.sql.clone()
+        sql::render(&self.root)
     }
 
     /// Fixes the positions of the columns in rows to come.
@@ -43,7 +60,7 @@ impl Filter {
     /// # Errors
     /// `ShapeMismatch` when a column of the filter is not among `columns`.
     pub fn bind(&self, columns: &[&str]) -> Result<BoundFilter> {
-        let root = self.root.map(&mut |name: &String| {
+        let root = self.root.map(&mut |ColumnRef { name, .. }: &ColumnRef| {
             let index = columns.iter().position(|column| column == name).ok_or_else(|| {
                 Fault::new(Code::ShapeMismatch, format!("row filter: the table no longer has column \"{name}\""))
                     .remedy("change the rule's `where`, or bring the column back at the source, then start again")

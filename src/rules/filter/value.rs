@@ -136,17 +136,6 @@ impl Constant {
             Constant::Text(text) => Value::Text(text),
         }
     }
-
-    /// Stores a value that was read.
-    pub(super) fn of(value: Value<'_>, text: &str) -> Constant {
-        match value {
-            Value::Integer(value) => Constant::Integer(value),
-            Value::Float(value) => Constant::Float(value),
-            Value::Uuid(value) => Constant::Uuid(value),
-            Value::Decimal(_) => Constant::Decimal(text.to_owned()),
-            Value::Text(text) => Constant::Text(text.to_owned()),
-        }
-    }
 }
 
 #[cfg(test)]
