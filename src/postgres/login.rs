@@ -9,11 +9,11 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
-use postgres_protocol::message::backend::{AuthenticationSaslBody, ErrorFields, Header, Message};
+use postgres_protocol::message::backend::{AuthenticationSaslBody, ErrorFields, Message};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
+use super::channel::Channel;
 use super::dial::{self, Address, DialError, Dialed, Encryption, Io, Purpose};
 use super::sqlstate;
 use super::tls::{self, TlsPlan};
@@ -221,7 +221,7 @@ async fn attempt(
         return Err(Failure::Final(Fault::new(Code::BadTls, what)));
     }
     let Dialed { io, tls, local, end_point } = dialed;
-    let mut wire = Wire { io, buffer: BytesMut::with_capacity(8 * 1024), private: tls || local, tls, end_point };
+    let mut wire = Wire { channel: Channel::new(io), private: tls || local, tls, end_point };
     wire.start_up(info, purpose, application).await?;
     wire.authenticate(info).await?;
     let login = wire.read_greeting().await?;
@@ -246,8 +246,7 @@ fn check_server(info: &ConnInfo, login: Login) -> std::result::Result<Login, Fai
 
 /// Messages over a stream that is not logged in yet.
 struct Wire {
-    io: Box<dyn Io>,
-    buffer: BytesMut,
+    channel: Channel,
     /// Nobody on a network can listen: TLS, a Unix socket or loopback.
     private: bool,
     tls: bool,
@@ -266,26 +265,16 @@ fn refused(words: impl Into<String>) -> Failure {
 
 impl Wire {
     async fn send(&mut self, message: &[u8]) -> Step<()> {
-        self.io.write_all(message).await?;
-        Ok(self.io.flush().await?)
+        Ok(self.channel.send(message).await?)
     }
 
     /// The next message as raw bytes and parsed; an error of the server becomes a failure.
     async fn next(&mut self) -> Step<(Bytes, Message)> {
-        loop {
-            if let Some(header) = Header::parse(&self.buffer)? {
-                let total = header.len() as usize + 1;
-                if let Some(raw) = self.buffer.get(..total).map(Bytes::copy_from_slice) {
-                    let message = Message::parse(&mut self.buffer)?.ok_or_else(unexpected)?;
-                    if let Message::ErrorResponse(body) = &message {
-                        return Err(server_failure(&mut body.fields()));
-                    }
-                    return Ok((raw, message));
-                }
-            }
-            if self.io.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
+        let raw = self.channel.next().await?;
+        let message = Message::parse(&mut BytesMut::from(&raw[..]))?.ok_or_else(unexpected)?;
+        match &message {
+            Message::ErrorResponse(body) => Err(server_failure(&mut body.fields())),
+            _ => Ok((raw, message)),
         }
     }
 
@@ -394,8 +383,8 @@ impl Wire {
             }
         }
         let version = parameters.get("server_version").map_or(0, |text| version_number(text));
-        let Wire { io, tls, .. } = self;
-        Ok(Login { io, greeting: greeting.freeze(), parameters, version, backend_pid, tls })
+        let Wire { channel, tls, .. } = self;
+        Ok(Login { io: channel.io, greeting: greeting.freeze(), parameters, version, backend_pid, tls })
     }
 }
 

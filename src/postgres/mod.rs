@@ -10,17 +10,20 @@
 //! ```
 
 mod chain;
+mod channel;
 mod dial;
 mod login;
 mod resumed;
 mod server_name;
 mod statements;
+mod stream;
 mod tls;
 
 pub mod catalog;
 pub mod fetch;
 pub mod origin;
 pub mod publication;
+pub mod replication;
 pub mod session;
 pub mod slot;
 pub mod sqlstate;

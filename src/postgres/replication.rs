@@ -1,0 +1,249 @@
+//! A walsender connection: commands (PostgreSQL manual, section 55.4), then the stream.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use postgres_protocol::message::backend::{DataRowBody, ErrorFields, Message};
+use postgres_protocol::message::frontend;
+use tokio_postgres::fallible_iterator::FallibleIterator;
+
+use super::channel::Channel;
+use super::dial::Purpose;
+use super::login::{self, error_fields};
+use super::sqlstate;
+pub use super::stream::Stream;
+use crate::config::ConnInfo;
+use crate::model::names::{quote_ident, quote_literal};
+use crate::model::{Code, Fault, Lsn, Result};
+
+/// CopyBothResponse, which postgres-protocol does not know.
+const COPY_BOTH_RESPONSE: u8 = b'W';
+
+/// A walsender that is idle.
+pub struct Replication {
+    channel: Channel,
+    version: u32,
+    backend_pid: u32,
+    place: String,
+}
+
+/// The answer to IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Names the cluster and its physical copies.
+    pub system_id: u64,
+    /// Current timeline.
+    pub timeline: u32,
+    /// Flushed position; at a standby, what it has replayed.
+    pub xlogpos: Lsn,
+    /// The database that this connection decodes.
+    pub dbname: String,
+}
+
+/// One line of a timeline's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineSwitch {
+    /// The timeline that was left.
+    pub timeline: u32,
+    /// Where it was left.
+    pub switch_lsn: Lsn,
+}
+
+/// A slot just made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// The stream holds exactly what commits after this position.
+    pub consistent_lsn: Lsn,
+    /// Name of the snapshot that shows the data as of that position; it goes with the next command on this connection.
+    pub snapshot: String,
+}
+
+type Field = Option<Bytes>;
+
+impl Replication {
+    /// Connects to the database as a walsender, with the same pinned settings as an SQL session.
+    ///
+    /// # Errors
+    /// As [`super::session::connect`]; `MissingRight` when the login lacks REPLICATION.
+    pub async fn connect(info: &ConnInfo, application: &str) -> Result<Replication> {
+        let login = login::login(info, Purpose::Replication, application).await?;
+        let (version, backend_pid) = (login.version, login.backend_pid);
+        Ok(Replication { channel: Channel::new(login.io), version, backend_pid, place: info.to_string() })
+    }
+
+    /// `server_version_num`.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The walsender's process, as `pg_stat_activity` and `pg_locks` show it: what a slow slot creation waits behind, and
+    /// what to cancel when nobody waits for it any more.
+    pub fn backend_pid(&self) -> u32 {
+        self.backend_pid
+    }
+
+    /// Who the server is.
+    ///
+    /// # Errors
+    /// What the server says, or `Unreachable`.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
+        let row = self.single_row("IDENTIFY_SYSTEM").await?;
+        Ok(SystemIdentity {
+            system_id: self.parsed(&row, 0)?,
+            timeline: self.parsed(&row, 1)?,
+            xlogpos: self.parsed(&row, 2)?,
+            dbname: self.text(&row, 3)?.to_owned(),
+        })
+    }
+
+    /// Where earlier timelines were left on the way to this one, oldest first; empty for timeline 1.
+    ///
+    /// # Errors
+    /// What the server says, or `Unreachable`.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Vec<TimelineSwitch>> {
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let row = self.single_row(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        parse_history(self.text(&row, 1)?).ok_or_else(|| self.bad("a timeline history that can't be read"))
+    }
+
+    /// Makes a permanent slot for pgoutput, without two_phase (P6), and waits until it is consistent: until every
+    /// transaction that runs now has ended. `failover` counts from version 17 on.
+    ///
+    /// The future must not be dropped while the server still waits: the slot would stay behind. Cancel
+    /// [`Replication::backend_pid`] from another session instead.
+    ///
+    /// # Errors
+    /// What the server says: `Sql` with SQLSTATE 42710 when the slot exists, `BadSetting` when there is no room for
+    /// one or `wal_level` is too low.
+    pub async fn create_slot(&mut self, name: &str, failover: bool) -> Result<CreatedSlot> {
+        let failover = if failover && self.version >= 170_000 { ", FAILOVER true" } else { "" };
+        let name = quote_ident(name);
+        let command = format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export'{failover})");
+        let row = self.single_row(&command).await?;
+        Ok(CreatedSlot { consistent_lsn: self.parsed(&row, 1)?, snapshot: self.text(&row, 2)?.to_owned() })
+    }
+
+    /// Starts the stream where the slot was confirmed (P1: the position asked for is 0/0, so nothing can be skipped).
+    /// It never makes a slot.
+    ///
+    /// # Errors
+    /// `SlotLost` when there is no such slot or it was invalidated, `SecondReader` when it is in use, `ForeignSlot` when
+    /// it belongs to another database, and what else the server says.
+    pub async fn start(mut self, slot: &str, publication: &str) -> Result<Stream> {
+        // The list of publications is parsed as identifiers, inside a string constant.
+        let publications = quote_literal(&quote_ident(publication));
+        let slot_name = quote_ident(slot);
+        let command = format!(
+            "START_REPLICATION SLOT {slot_name} LOGICAL 0/0 \
+             (proto_version '1', publication_names {publications}, messages 'true')"
+        );
+        self.send_query(&command).await?;
+        loop {
+            let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;
+            if raw.first() == Some(&COPY_BOTH_RESPONSE) {
+                return Ok(Stream::new(self.channel.io, &self.channel.buffer, self.place));
+            }
+            match self.parse(&raw)? {
+                Message::ErrorResponse(body) => return Err(self.start_fault(slot, &mut body.fields())),
+                Message::NoticeResponse(_) | Message::ParameterStatus(_) => {}
+                _ => return Err(self.bad("something else than a stream to START_REPLICATION")),
+            }
+        }
+    }
+
+    fn start_fault(&self, slot: &str, fields: &mut ErrorFields<'_>) -> Fault {
+        let (state, message) = error_fields(fields);
+        let code = match state.as_str() {
+            "42704" => Code::SlotLost,
+            "55006" => Code::SecondReader,
+            "55000" if !message.contains("wal_level") => Code::SlotLost,
+            "0A000" => Code::ForeignSlot,
+            _ => return sqlstate::server_fault(&state, &message).at(&self.place),
+        };
+        Fault::new(code, format!("slot \"{slot}\": {message} (SQLSTATE {state})")).at(&self.place)
+    }
+
+    async fn send_query(&mut self, command: &str) -> Result<()> {
+        let mut message = BytesMut::new();
+        frontend::query(command, &mut message).map_err(|error| self.broken(&error))?;
+        self.channel.send(&message).await.map_err(|error| self.broken(&error))
+    }
+
+    /// Runs a command that answers with exactly one row.
+    async fn single_row(&mut self, command: &str) -> Result<Vec<Field>> {
+        self.send_query(command).await?;
+        let (mut rows, mut failed) = (Vec::new(), None);
+        loop {
+            let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;
+            match self.parse(&raw)? {
+                Message::DataRow(body) => rows.push(fields(&body).map_err(|error| self.broken(&error))?),
+                Message::ErrorResponse(body) => {
+                    let (state, message) = error_fields(&mut body.fields());
+                    failed = Some(sqlstate::server_fault(&state, &message).at(&self.place));
+                }
+                Message::ReadyForQuery(_) => break,
+                _ => {}
+            }
+        }
+        match (failed, rows.pop()) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(row)) if rows.is_empty() => Ok(row),
+            (None, _) => Err(self.bad(&format!("not one row to {command}"))),
+        }
+    }
+
+    fn parse(&self, raw: &Bytes) -> Result<Message> {
+        let parsed = Message::parse(&mut BytesMut::from(&raw[..]));
+        parsed.map_err(|error| self.broken(&error))?.ok_or_else(|| self.bad("half a message"))
+    }
+
+    fn text<'a>(&self, row: &'a [Field], position: usize) -> Result<&'a str> {
+        let bytes = row.get(position).and_then(Option::as_deref);
+        let text = bytes.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        text.ok_or_else(|| self.bad("a row without a value that it must have"))
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, row: &[Field], position: usize) -> Result<T> {
+        self.text(row, position)?.parse().map_err(|_| self.bad("a value that can't be read"))
+    }
+
+    fn bad(&self, answer: &str) -> Fault {
+        Fault::new(Code::BadStream, format!("{}: the server answered with {answer}", self.place))
+    }
+
+    fn broken(&self, error: &io::Error) -> Fault {
+        Fault::new(Code::Unreachable, format!("{}: {error}", self.place))
+    }
+}
+
+fn fields(body: &DataRowBody) -> io::Result<Vec<Field>> {
+    let bytes = body.buffer_bytes();
+    body.ranges().map(|range| Ok(range.map(|range| bytes.slice(range)))).collect()
+}
+
+/// Lines of `timeline <tab> position <tab> reason`; `#` begins a comment.
+fn parse_history(text: &str) -> Option<Vec<TimelineSwitch>> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let switches = lines.map(|line| {
+        let mut words = line.split_whitespace();
+        let timeline = words.next()?.parse().ok()?;
+        Some(TimelineSwitch { timeline, switch_lsn: words.next()?.parse().ok()? })
+    });
+    switches.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeline_histories_are_read() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n# a comment\n 2\t1/A\tbefore 2026-01-01\n";
+        let switch = |timeline, lsn| TimelineSwitch { timeline, switch_lsn: Lsn(lsn) };
+        assert_eq!(parse_history(text), Some(vec![switch(1, 0x300_0148), switch(2, 0x1_0000_000A)]));
+        assert_eq!(parse_history("1"), None);
+        assert_eq!(parse_history("x\t0/1"), None);
+    }
+}
