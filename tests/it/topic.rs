@@ -1,10 +1,14 @@
 //! The topic: what every backend promises, and what the embedded one adds.
 
+mod child;
+mod embedded;
+mod full;
 mod suite;
 
 use std::time::Duration;
 
-use sitepair::model::{FlowName, Offset, Result};
+use bytes::Bytes;
+use sitepair::model::{FlowName, Lsn, Offset, Record, Result, Stamp, TxMark};
 use sitepair::topic::embedded::{Reader, Writer, WriterOptions};
 use tempfile::TempDir;
 
@@ -12,6 +16,19 @@ use suite::{Backend, topic_suite};
 
 fn flow() -> FlowName {
     FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() }
+}
+
+/// The transaction that a test puts at `offset`, in an append that ends before `end`. A few in a hundred are large.
+fn tx(offset: u64, end: u64) -> Record {
+    let mark = TxMark { end_lsn: Lsn(0x1000 + offset * 8), xid: 7, commit_time_us: offset.cast_signed() * 1000 };
+    let size = if offset.is_multiple_of(37) { 50_000 } else { 40 + offset % 300 };
+    let filling = char::from(b'a' + (offset % 26) as u8).to_string().repeat(size as usize);
+    Record { stamp: Stamp::Last { mark, rows: 1 }, body: Bytes::from(format!("{end:>16}|{offset}|{filling}")) }
+}
+
+/// Where the append of this record ended.
+fn tx_end(record: &Record) -> u64 {
+    std::str::from_utf8(&record.body[..16]).expect("text").trim().parse().expect("a number")
 }
 
 struct Embedded {

@@ -20,6 +20,8 @@ const FORMAT: i64 = 1;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The WAL file is cut back to this when it starts over.
 const WAL_KEPT_BYTES: i64 = 64 << 20;
+/// Cache of the writer's connection: an append of a few MiB goes to the WAL once, at its commit.
+const WRITER_CACHE_KIB: i64 = 8 << 10;
 /// Files up to this are checked whole at every open.
 const CHECKED_BYTES: u64 = 64 << 20;
 /// Files up to this are checked whole at the open after a writer that died.
@@ -108,15 +110,20 @@ fn sync_dir(dir: &Path) -> Result<()> {
 pub fn open_for_writing(files: &Files) -> Result<(Connection, Meta)> {
     create(&files.db)?;
     let connection = connect(&files.db)?;
-    let set_up = || -> rusqlite::Result<()> {
+    let set_up = || -> rusqlite::Result<String> {
         // Both count only before the first table is made.
         connection.pragma_update(None, "page_size", 32 * 1024)?;
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)
+        connection.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)?;
+        connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
     };
-    set_up().map_err(|cause| error::sqlite(&files.db, "open", &cause))?;
+    let mode = set_up().map_err(|cause| error::sqlite(&files.db, "open", &cause))?;
+    if mode != "wal" {
+        let what = format!("{}: SQLite refuses WAL mode here and stays in \"{mode}\"", files.db.display());
+        return Err(Fault::new(Code::Io, what).remedy("put topic.path on a local file system"));
+    }
     if !has_tables(&connection, &files.db)? {
         make_tables(&connection, files)?;
     }
@@ -181,9 +188,11 @@ fn connect(db: &Path) -> Result<Connection> {
 
 /// False for a database without any table; a fault for one that is not ours.
 fn has_tables(connection: &Connection, db: &Path) -> Result<bool> {
+    // In one transaction: a writer of another process may be making the tables just now.
     let read = || -> rusqlite::Result<(i64, i64)> {
-        let id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let transaction = connection.unchecked_transaction()?;
+        let tables = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let id = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
         Ok((id, tables))
     };
     let (id, tables) = read().map_err(|cause| error::sqlite(db, "open", &cause))?;

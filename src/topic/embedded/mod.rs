@@ -28,7 +28,7 @@
 //! - A writer that died leaves the parts of its unfinished transaction. They stay: a reader may have seen them, and knows
 //!   them by their writer id (RULES T1, DESIGN invariant 3).
 //! - Retention moves `first` past whole transactions in one step, then deletes rows and gives pages back in steps that let appends pass
-//!   between them. The last whole transaction or progress record always stays, since it is the tail.
+//!   between them. The last record and its transaction always stay: they are the tail.
 //! - A `<flow>.db-wal` removed while nobody has it open takes the records since the last checkpoint with it. SQLite can't
 //!   tell; the reader can (its slot is past the topic's end, P3), and the applier (its checkpoint is, too).
 

@@ -1,9 +1,9 @@
 //! Which records go, and when.
 
 use crate::config::OnFull;
-use crate::model::{Code, Fault, Offset, Record, Result};
+use crate::model::{Code, Fault, Offset, Record, Result, Stamp};
 use crate::topic::embedded::row::Ascending;
-use crate::topic::embedded::thread::Thread;
+use crate::topic::embedded::thread::Handle;
 use crate::topic::embedded::writer::{Appender, WriterOptions};
 
 /// Rows deleted in one step.
@@ -29,11 +29,11 @@ pub struct Dropped {
 /// Drops old records, beside the appends.
 #[derive(Clone)]
 pub struct Retention {
-    thread: Thread<Appender>,
+    thread: Handle<Appender>,
 }
 
 impl Retention {
-    pub(super) fn new(thread: Thread<Appender>) -> Self {
+    pub(super) fn new(thread: Handle<Appender>) -> Self {
         Self { thread }
     }
 
@@ -128,6 +128,9 @@ impl Appender {
         let applied = self.first_within(room)?.min(self.policy.applied);
         self.drop_before(applied)?;
         let Some(room) = self.room_needed(coming) else { return Ok(()) };
+        if !self.has_unapplied()? {
+            return Ok(());
+        }
         match self.policy.on_full {
             OnFull::Pause => {
                 let what = format!(
@@ -152,12 +155,27 @@ impl Appender {
         }
     }
 
-    /// How many bytes may stay if `coming` are to fit; `None` when they fit as it is, or when all that is held is applied: then even
-    /// a batch larger than the topic's size goes in, since nothing else could ever make room.
+    /// How many bytes may stay if `coming` are to fit; `None` when they fit as it is.
     fn room_needed(&self, coming: u64) -> Option<u64> {
         let fits = self.held_bytes().saturating_add(coming) <= self.policy.max_bytes;
-        let all_applied = self.policy.applied >= self.held().end;
-        if fits || all_applied { None } else { Some(self.policy.max_bytes.saturating_sub(coming)) }
+        if fits { None } else { Some(self.policy.max_bytes.saturating_sub(coming)) }
+    }
+
+    /// True when an applier has whole transactions before it. Without any, only more records can ever make room: the rest
+    /// of a transaction larger than the topic goes in, whatever its size.
+    fn has_unapplied(&self) -> Result<bool> {
+        let (held, applied) = (self.held(), self.policy.applied);
+        let Some(last) = self.last else { return Ok(false) };
+        if applied >= held.end {
+            return Ok(false);
+        }
+        let passed = if applied > held.start {
+            self.records().head(applied - 1)?.totals.transactions
+        } else {
+            let first = self.records().head(held.start)?;
+            first.totals.transactions - u64::from(matches!(first.stamp, Stamp::Last { .. }))
+        };
+        Ok(last.totals.transactions > passed)
     }
 
     /// Deletes some rows that no longer count, or gives some pages back; false when there is nothing to do.

@@ -53,6 +53,25 @@ pub struct Totals {
     pub bytes: u64,
 }
 
+/// What the writer has appended of a transaction that is not whole yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Records.
+    pub records: u64,
+    /// Their rows.
+    pub rows: u64,
+}
+
+impl Unfinished {
+    /// With one record more. A progress record between parts means that they were abandoned.
+    pub fn with(self, stamp: Stamp) -> Self {
+        match stamp {
+            Stamp::Part { rows } => Self { records: self.records + 1, rows: self.rows + u64::from(rows) },
+            Stamp::Last { .. } | Stamp::Progress { .. } => Self::default(),
+        }
+    }
+}
+
 /// Everything of a row but its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -98,25 +117,12 @@ impl Head {
         })
     }
 
-    /// The head of the record that follows `before` (`None`: it is the topic's first). `open_rows` are the rows of the same
-    /// transaction in the records before.
-    pub fn after(before: Option<&Head>, stamp: Stamp, open_rows: u64, body: &[u8]) -> Self {
-        let mut head = match before {
-            Some(before) => Head { offset: before.offset + 1, stamp, ..*before },
-            None => Head {
-                offset: 0,
-                stamp,
-                end_lsn: Lsn::ZERO,
-                part: 0,
-                latest_us: None,
-                totals: Totals::default(),
-                crc: 0,
-            },
-        };
-        head.part = match before.map(|before| (before.stamp, before.part)) {
-            Some((Stamp::Part { .. }, part)) if !matches!(stamp, Stamp::Progress { .. }) => part + 1,
-            Some(_) | None => 0,
-        };
+    /// The head of the record that follows `before` (`None`: it is the topic's first) and whose transaction has `open` so far.
+    pub fn after(before: Option<&Head>, stamp: Stamp, open: Unfinished, body: &[u8]) -> Self {
+        let first =
+            Head { offset: 0, stamp, end_lsn: Lsn::ZERO, part: 0, latest_us: None, totals: Totals::default(), crc: 0 };
+        let mut head = before.map_or(first, |before| Head { offset: before.offset + 1, stamp, ..*before });
+        head.part = if matches!(stamp, Stamp::Progress { .. }) { 0 } else { open.records };
         head.totals.bytes += body.len() as u64;
         if let Some(end_lsn) = stamp.end_lsn() {
             head.end_lsn = end_lsn;
@@ -124,7 +130,7 @@ impl Head {
         if let Stamp::Last { mark, rows } = stamp {
             head.latest_us = head.latest_us.max(Some(mark.commit_time_us));
             head.totals.transactions += 1;
-            head.totals.rows += open_rows + u64::from(rows);
+            head.totals.rows += open.rows + u64::from(rows);
         }
         head.crc = head.checksum(body);
         head

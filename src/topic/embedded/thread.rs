@@ -8,62 +8,92 @@ use tokio::sync::oneshot;
 use crate::model::{Code, Fault, Result};
 use crate::topic::embedded::error;
 
-type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
+enum Message<S> {
+    Job(Box<dyn FnOnce(&mut S) + Send>),
+    End,
+}
 
 /// What a thread owns.
 pub trait Owned: Send + 'static {
     /// A step of work that can wait, done while no call does; false when there is none.
     fn step(&mut self) -> bool;
 
-    /// The last thing, once all handles are gone.
+    /// The last thing, when the [`Thread`] was dropped.
     fn end(self);
 }
 
-/// A handle of a thread; the thread ends with its last handle.
-pub struct Thread<S> {
-    jobs: mpsc::Sender<Job<S>>,
+/// The thread; dropping it ends it, after the calls made before.
+pub struct Thread<S>(Handle<S>);
+
+/// Makes calls without keeping the thread alive.
+pub struct Handle<S> {
+    messages: mpsc::Sender<Message<S>>,
     db: PathBuf,
 }
 
-impl<S> Clone for Thread<S> {
+impl<S> Clone for Handle<S> {
     fn clone(&self) -> Self {
-        Self { jobs: self.jobs.clone(), db: self.db.clone() }
+        Self { messages: self.messages.clone(), db: self.db.clone() }
     }
 }
 
 impl<S: Owned> Thread<S> {
     /// Starts the thread and hands it its state.
     pub fn start(name: &str, db: &Path, mut state: S) -> Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job<S>>();
+        let (messages, queue) = mpsc::channel();
         let run = move || {
-            while let Some(job) = next(&queue, &mut state) {
+            while let Some(Message::Job(job)) = next(&queue, &mut state) {
                 job(&mut state);
             }
             state.end();
         };
         let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
         spawned.map_err(|cause| error::system(db, "start a thread", &cause))?;
-        Ok(Self { jobs, db: db.to_owned() })
+        Ok(Self(Handle { messages, db: db.to_owned() }))
+    }
+}
+
+impl<S> Thread<S> {
+    /// A handle beside this one.
+    pub fn handle(&self) -> Handle<S> {
+        self.0.clone()
     }
 
+    /// See [`Handle::call`].
+    pub async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut S) -> Result<T> + Send + 'static) -> Result<T> {
+        self.0.call(work).await
+    }
+}
+
+impl<S> Drop for Thread<S> {
+    fn drop(&mut self) {
+        // A thread that is gone needs no end.
+        let _ = self.0.messages.send(Message::End);
+    }
+}
+
+impl<S> Handle<S> {
     /// Has the thread do `work` and returns its answer. Work that was handed over is done, even if the caller goes away.
+    ///
+    /// # Errors
+    /// What `work` says; `Contention` when the thread has ended, so that a caller with a handle of an old writer gets a new one.
     pub async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut S) -> Result<T> + Send + 'static) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let job: Job<S> = Box::new(move |state| {
+        let job = Box::new(move |state: &mut S| {
             // The caller may be gone; the work is done all the same.
             let _ = reply.send(work(state));
         });
-        let gone = || Fault::new(Code::Io, format!("{}: the topic's thread has ended", self.db.display()));
-        self.jobs.send(job).map_err(|_| gone())?;
+        let gone = || Fault::new(Code::Contention, format!("{}: this handle was closed", self.db.display()));
+        self.messages.send(Message::Job(job)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
-/// The next job; steps are done until one is there. `None` when no handle is left.
-fn next<S: Owned>(queue: &mpsc::Receiver<Job<S>>, state: &mut S) -> Option<Job<S>> {
+/// The next message; steps are done until one is there. `None` when no handle is left.
+fn next<S: Owned>(queue: &mpsc::Receiver<Message<S>>, state: &mut S) -> Option<Message<S>> {
     loop {
         match queue.try_recv() {
-            Ok(job) => return Some(job),
+            Ok(message) => return Some(message),
             Err(mpsc::TryRecvError::Disconnected) => return None,
             Err(mpsc::TryRecvError::Empty) => {
                 if !state.step() {

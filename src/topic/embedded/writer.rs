@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
+use tokio::sync::oneshot;
 
 use crate::config::{OnFull, Topic};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stamp, TxMark, WriterId};
@@ -14,9 +15,12 @@ use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, Inode};
 use crate::topic::embedded::lock::{self, Lock};
 use crate::topic::embedded::retention::{Policy, Retention};
-use crate::topic::embedded::row::{Head, Insert, Records};
+use crate::topic::embedded::row::{Head, Insert, Records, Unfinished};
 use crate::topic::embedded::thread::{Owned, Thread};
 use crate::topic::embedded::wake::{self, Announced, Bell};
+
+/// How long closing waits for readers before it leaves the WAL as it is.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How a topic is written.
 #[derive(Debug, Clone, Copy)]
@@ -94,9 +98,22 @@ impl Writer {
         &self.db
     }
 
-    /// A handle for retention; it keeps the topic open for as long as it lives.
+    /// Ends this writer in order and returns when the files are closed. Dropping it does the same without waiting.
+    pub async fn close(self) {
+        let (ended, end) = oneshot::channel();
+        let told = self.thread.call(move |appender| {
+            appender.ended = Some(ended);
+            Ok(())
+        });
+        // A thread that is gone has ended.
+        let _ = told.await;
+        drop(self);
+        let _ = end.await;
+    }
+
+    /// A handle for retention, of use for as long as this writer lives.
     pub fn retention(&self) -> Retention {
-        Retention::new(self.thread.clone())
+        Retention::new(self.thread.handle())
     }
 }
 
@@ -129,12 +146,14 @@ pub struct Appender {
     checkpointer: Checkpointer,
     id: String,
     inodes: (Option<Inode>, Option<Inode>),
-    /// Rows in the parts of the unfinished transaction that this writer has appended.
-    open_rows: u64,
+    /// The transaction that this writer is appending.
+    open: Unfinished,
     /// Why this writer can't go on.
     broken: Option<Fault>,
     bell: Arc<Bell>,
     _lock: Lock,
+    /// Dropped last, which tells [`Writer::close`].
+    ended: Option<oneshot::Sender<()>>,
 }
 
 impl Appender {
@@ -161,10 +180,11 @@ impl Appender {
             checkpointer,
             id,
             inodes,
-            open_rows: 0,
+            open: Unfinished::default(),
             broken: None,
             bell,
             _lock: lock,
+            ended: None,
         })
     }
 
@@ -217,11 +237,11 @@ impl Appender {
         let begun = self.run("BEGIN IMMEDIATE", "begin an append");
         let appended = begun.and_then(|()| {
             self.check_writer()?;
-            let (last, open_rows) = self.insert(records)?;
+            let appended = self.insert(records)?;
             self.run("COMMIT", "append")?;
-            Ok((last, open_rows))
+            Ok(appended)
         });
-        let (last, open_rows) = match appended {
+        let (last, open) = match appended {
             Ok(appended) => appended,
             Err(fault) => {
                 self.roll_back();
@@ -229,26 +249,23 @@ impl Appender {
             }
         };
         let bytes = last.totals.bytes - self.last.map_or(0, |last| last.totals.bytes);
-        (self.last, self.open_rows) = (Some(last), open_rows);
+        (self.last, self.open) = (Some(last), open);
         self.checkpointer.appended(bytes);
         self.check_files()?;
         self.bell.send_replace(Announced::Next(last.offset + 1));
         Ok(())
     }
 
-    /// Inserts all records and returns the last one's head, with the rows of the transaction that it leaves unfinished.
-    fn insert(&self, records: &[Record]) -> Result<(Head, u64)> {
+    /// Inserts all records and returns the last one's head, with what it leaves unfinished.
+    fn insert(&self, records: &[Record]) -> Result<(Head, Unfinished)> {
         let fault = |cause: rusqlite::Error| self.fault("append", &cause);
         let mut insert = Insert::prepare(&self.connection).map_err(fault)?;
-        let (mut last, mut open_rows) = (self.last, self.open_rows);
+        let (mut last, mut open) = (self.last, self.open);
         for record in records {
             self.check_order(last.as_ref(), record.stamp)?;
-            let head = Head::after(last.as_ref(), record.stamp, open_rows, &record.body);
+            let head = Head::after(last.as_ref(), record.stamp, open, &record.body);
             insert.row(&head, &record.body).map_err(fault)?;
-            open_rows = match record.stamp {
-                Stamp::Part { rows } => open_rows + u64::from(rows),
-                Stamp::Last { .. } | Stamp::Progress { .. } => 0,
-            };
+            open = open.with(record.stamp);
             last = Some(head);
         }
         drop(insert);
@@ -257,7 +274,7 @@ impl Appender {
         {
             self.connection.execute("UPDATE meta SET flow_id = ?", [flow_id]).map_err(fault)?;
         }
-        last.map(|last| (last, open_rows)).ok_or_else(|| error::damaged(&self.files.db, "an append of nothing"))
+        last.map(|last| (last, open)).ok_or_else(|| error::damaged(&self.files.db, "an append of nothing"))
     }
 
     /// Positions never go back and no transaction comes twice: searching relies on it, and the chain (P9) means it.
@@ -328,9 +345,13 @@ impl Owned for Appender {
         if self.broken.is_some() {
             return;
         }
-        let sql = "UPDATE meta SET clean = 1 WHERE writer = ?";
-        if let Err(cause) = self.connection.execute(sql, [&self.id]) {
-            tracing::debug!(topic = %self.files.db.display(), %cause, "not marked as ended in order");
+        let close = || -> rusqlite::Result<()> {
+            self.connection.execute("UPDATE meta SET clean = 1 WHERE writer = ?", [&self.id])?;
+            self.connection.busy_timeout(CLOSE_TIMEOUT)?;
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        if let Err(cause) = close() {
+            tracing::debug!(topic = %self.files.db.display(), %cause, "not closed in order");
         }
     }
 }

@@ -1,0 +1,110 @@
+//! Another process that writes or reads a topic: this test binary again, told by the environment what to do.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use sitepair::model::Offset;
+use sitepair::ports::{TopicReader, TopicWriter};
+use sitepair::topic::embedded::{Reader, Writer, WriterOptions};
+
+use super::{flow, tx};
+
+const ROLE: &str = "SITEPAIR_TEST_TOPIC_ROLE";
+const DIR: &str = "SITEPAIR_TEST_TOPIC_DIR";
+
+/// A process at work; killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    /// Starts a process in the role of `appends`, `opens` or `reads`.
+    pub fn start(role: &str, dir: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command.args(["topic::child::process", "--exact", "--ignored", "--nocapture"]).env(ROLE, role).env(DIR, dir);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the child starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { child, lines }
+    }
+
+    /// The next line that the process says, as `said WORD VALUE`; `None` at its end.
+    pub fn said(&mut self, word: &str) -> Option<String> {
+        // The test harness writes its own words on the same stream, and in front of the first line.
+        self.lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, said) = line.split_once("said ")?;
+            said.strip_prefix(word)?.strip_prefix(' ').map(str::to_owned)
+        })
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("gone");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn say(word: &str, value: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "said {word} {value}").and_then(|()| out.flush()).expect("said");
+}
+
+#[test]
+#[ignore = "a process that other tests start"]
+fn process() {
+    let dir = PathBuf::from(std::env::var_os(DIR).expect("started by another test"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    match std::env::var(ROLE).expect("a role").as_str() {
+        "appends" => runtime.block_on(append_for_ever(&dir)),
+        "opens" => open(&dir),
+        "reads" => runtime.block_on(read_for_ever(&dir)),
+        role => panic!("no such role: {role}"),
+    }
+}
+
+/// Batches of 1 to 64 transactions, each batch one append; says the next offset after each.
+async fn append_for_ever(dir: &Path) {
+    let mut writer = Writer::open(dir, &flow(), WriterOptions::default()).expect("the topic opens");
+    say("opened", writer.tail().next);
+    loop {
+        let next = writer.tail().next.0;
+        let size = 1 + rand::random_range(0..64_u64);
+        let batch = (next..next + size).map(|offset| tx(offset, next + size)).collect();
+        say("appended", writer.append(batch).await.expect("appended").next);
+    }
+}
+
+fn open(dir: &Path) {
+    let options = WriterOptions { lock_patience: Duration::from_millis(50), ..Default::default() };
+    match Writer::open(dir, &flow(), options) {
+        Ok(writer) => say("opened", writer.tail().next),
+        Err(fault) => say("refused", fault),
+    }
+}
+
+/// Says the next offset after each batch that it found.
+async fn read_for_ever(dir: &Path) {
+    let mut reader = Reader::open(dir, &flow()).expect("the topic opens");
+    let mut next = Offset(0);
+    say("opened", next);
+    loop {
+        reader.wait(next, Duration::from_secs(10)).await.expect("waited");
+        let batch = reader.read(next, 1 << 20).await.expect("read");
+        for stored in &batch {
+            assert_eq!(stored.offset, next);
+            next = next.next();
+        }
+        if !batch.is_empty() {
+            say("read", next);
+        }
+    }
+}
