@@ -6,4 +6,5 @@
 mod replication;
 mod session;
 mod support;
+mod tls;
 mod topic;
