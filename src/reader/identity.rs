@@ -112,7 +112,7 @@ mod tests {
     fn each_way_a_source_can_change_is_seen() {
         let genesis = Genesis { timeline: 2, system_id: 7, ..flow_identity().genesis };
         let switch = |timeline, lsn| Switch { timeline, switch_lsn: Lsn(lsn) };
-        let cases: [(&str, u64, u32, u64, Vec<Switch>, Option<Code>); 10] = [
+        let cases = [
             ("the same cluster", 7, 2, 100, vec![switch(1, 50)], None),
             ("further on", 7, 2, 500, vec![switch(1, 50)], None),
             ("another cluster", 8, 2, 500, vec![], Some(Code::SourceChanged)),

@@ -27,3 +27,5 @@ pub use run::run;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

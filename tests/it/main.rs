@@ -6,5 +6,4 @@
 mod replication;
 mod session;
 mod support;
-mod tls;
 mod topic;
