@@ -1,1 +1,91 @@
-//! F3: topic to target.
+//! F3: topic -> target. Whole transactions in groups, reduced to final states, written set-based, committed together with
+//! the checkpoint and one journal row.
+//!
+//! ```text
+//! TopicReader ─> feed: decode, chain check, parts -> transactions, group, reduce ──channel──> apply: write, ladder, commit
+//!                (plans group N+1)                                          (bounded)          (executes group N)
+//! ```
+//! Reading order: [`chain`] (is this the flow's topic, which transactions are whole), [`reduce`] (a group's final state per
+//! key), [`feed`] (how large a group is), [`table`] and [`statement`] (how a final state is written), [`write`] and
+//! [`relocate`] (the two ways to write), [`ladder`] (what happens to a group that fails), [`checkpoint`].
+
+use std::sync::Arc;
+
+use crate::config::{ConnInfo, OnError, TruncatePolicy};
+use crate::model::{FlowIdentity, FlowName, TableName};
+
+pub mod checkpoint;
+mod literal;
+mod reduce;
+mod select;
+
+pub use checkpoint::Checkpoint;
+
+/// Says what a TRUNCATE of a table does (the rule that the table matches).
+pub type TruncateRule = Arc<dyn Fn(&TableName) -> TruncatePolicy + Send + Sync>;
+
+/// How large a group may grow; a transaction larger than that is streamed into one target transaction of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupBounds {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of record bodies.
+    pub bytes: usize,
+}
+
+/// What an applier works with.
+pub struct ApplierParts<R> {
+    /// The flow's topic.
+    pub topic: R,
+    /// The target's server; the login needs what `sql/3*_target*.sql` grants.
+    pub target: ConnInfo,
+    /// The source's server, for rows that must be fetched (H4a); `None` where it is out of reach.
+    pub source: Option<ConnInfo>,
+    /// Whose changes.
+    pub flow: FlowName,
+    /// What `deploy` noted at the source, where it is known: a topic that opens otherwise is refused.
+    pub identity: Option<FlowIdentity>,
+    /// What TRUNCATE does, by table.
+    pub truncate: TruncateRule,
+    /// What a data error does.
+    pub on_error: OnError,
+    /// A change larger than this (bytes of its JSON form) stops the flow.
+    pub max_row_bytes: u64,
+    /// Size of a group.
+    pub bounds: GroupBounds,
+    /// `application_name` of the sessions.
+    pub application: String,
+}
+
+/// What an applier is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Connecting, reading the checkpoint.
+    #[default]
+    Starting,
+    /// Everything in the topic is applied.
+    CaughtUp,
+    /// A group is under way.
+    Applying,
+    /// Inside a transaction that is larger than a group.
+    Streaming,
+}
+
+/// How an applier stands, for `status`. Counters are since this run began.
+#[derive(Debug, Clone, Default)]
+pub struct ApplierState {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The last checkpoint committed *and flushed* at the target, horizon included: what retention may rely on (P8).
+    pub checkpoint: Option<Checkpoint>,
+    /// Groups committed.
+    pub groups: u64,
+    /// Source transactions committed.
+    pub transactions: u64,
+    /// Operations committed.
+    pub rows: u64,
+    /// Operations parked.
+    pub parked: u64,
+    /// The last error that was worked around (parked), in one line.
+    pub last_error: Option<String>,
+}

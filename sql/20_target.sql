@@ -1,0 +1,165 @@
+-- What the applier keeps at the target: its checkpoint, the journal of what it applied, and what it set aside.
+-- Repeatable: every object is created only if it is missing, functions are replaced.
+
+create schema if not exists sitepair;
+
+create table if not exists sitepair.checkpoint (
+    flow text primary key,
+    flow_id uuid not null,
+    next_offset bigint not null check (next_offset >= 0),
+    end_lsn pg_lsn not null,
+    commit_time timestamptz,
+    horizon pg_lsn not null,
+    pipeline text not null,
+    source_site text not null,
+    target_site text not null,
+    system_id numeric(20) not null,
+    timeline bigint not null,
+    slot text not null,
+    source_database text not null,
+    source_database_oid oid not null,
+    updated_at timestamptz not null default clock_timestamp()
+);
+comment on table sitepair.checkpoint is
+    'How far each flow is applied here. Moves in the same transaction as the changes, only by sitepair.advance.';
+comment on column sitepair.checkpoint.next_offset is 'offset in the topic of the next record to apply';
+comment on column sitepair.checkpoint.end_lsn is 'position in the source''s log that everything up to is applied';
+comment on column sitepair.checkpoint.commit_time is 'source commit time of the last transaction applied';
+comment on column sitepair.checkpoint.horizon is
+    'while end_lsn is below it, rows here may be newer than end_lsn; consistent from it on';
+
+create table if not exists sitepair.journal (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    first_offset bigint not null,
+    last_offset bigint not null,
+    first_lsn pg_lsn not null,
+    end_lsn pg_lsn not null,
+    commit_time timestamptz,
+    transactions integer not null,
+    rows bigint not null,
+    counts jsonb not null,
+    status text not null check (status in ('adopted', 'applied', 'parked', 'progress')),
+    duration_ms numeric(12, 3) not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
+create index if not exists journal_flow_offset on sitepair.journal (flow, first_offset);
+comment on table sitepair.journal is
+    'One row for each group of source transactions, committed with the group. Offsets of one flow join without a gap.';
+comment on column sitepair.journal.first_lsn is 'position before the group';
+comment on column sitepair.journal.counts is
+    'operations by table: {"schema.table": {"insert": n, "update": n, "delete": n, "truncate": n, "parked": n, ...}}';
+comment on column sitepair.journal.status is
+    'applied; parked: applied but for the operations in journal_operation; progress: nothing for the tables here';
+
+create table if not exists sitepair.journal_operation (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    next_offset bigint not null,
+    table_schema text not null,
+    table_name text not null,
+    what text not null check (what in ('parked', 'displaced', 'restored', 'settled', 'fetched', 'skipped')),
+    key jsonb,
+    sqlstate text,
+    reason text not null,
+    noted_at timestamptz not null default clock_timestamp()
+);
+create index if not exists journal_operation_flow_offset on sitepair.journal_operation (flow, next_offset);
+comment on table sitepair.journal_operation is
+    'One row for each operation that was not simply applied; next_offset is the journal row''s last_offset + 1.';
+
+create table if not exists sitepair.parked (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    next_offset bigint not null,
+    end_lsn pg_lsn not null,
+    commit_time timestamptz,
+    table_schema text not null,
+    table_name text not null,
+    operation text not null check (operation in ('upsert', 'update', 'delete', 'restore')),
+    key jsonb not null,
+    old_key jsonb,
+    image jsonb,
+    held jsonb not null default '[]',
+    whole_row text,
+    sqlstate text,
+    error text not null,
+    parked_at timestamptz not null default clock_timestamp()
+);
+create index if not exists parked_flow on sitepair.parked (flow, table_schema, table_name);
+comment on table sitepair.parked is
+    'Operations that could not be applied under on_error = "park", with their full image. Later changes of the same key or '
+    'of the unique values in "held" are parked too.';
+comment on column sitepair.parked.image is 'the row to write, column by column in text form; columns not in it keep their value';
+comment on column sitepair.parked.whole_row is 'for operation restore: the row as its composite type prints it';
+
+create table if not exists sitepair.displaced (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    next_offset bigint not null,
+    scope text not null check (scope in ('horizon', 'transaction')),
+    table_schema text not null,
+    table_name text not null,
+    key jsonb not null,
+    whole_row text not null,
+    displaced_at timestamptz not null default clock_timestamp()
+);
+create index if not exists displaced_key on sitepair.displaced (flow, table_schema, table_name, key);
+comment on table sitepair.displaced is
+    'Rows that gave way to a unique value before the horizon, whole, as their composite type prints them. A later record '
+    'of the key settles one; what is left at the end of the scope is put back, or parked if it conflicts.';
+
+create table if not exists sitepair.request (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    verb text not null,
+    argument jsonb not null default '{}',
+    reason text,
+    requested_by text not null default session_user,
+    requested_at timestamptz not null default clock_timestamp(),
+    taken_at timestamptz,
+    ended_at timestamptz,
+    answer jsonb
+);
+comment on table sitepair.request is 'What commands ask of a running daemon.';
+
+-- Adopts a topic: the flow's first checkpoint, and the journal row of the topic's genesis record.
+create or replace function sitepair.adopt(
+    p_flow text, p_flow_id uuid, p_end_lsn pg_lsn, p_pipeline text, p_source_site text, p_target_site text,
+    p_system_id numeric, p_timeline bigint, p_slot text, p_database text, p_database_oid oid
+) returns void language plpgsql as $$
+begin
+    insert into sitepair.checkpoint (flow, flow_id, next_offset, end_lsn, horizon, pipeline, source_site, target_site,
+                                     system_id, timeline, slot, source_database, source_database_oid)
+    values (p_flow, p_flow_id, 1, p_end_lsn, p_end_lsn, p_pipeline, p_source_site, p_target_site,
+            p_system_id, p_timeline, p_slot, p_database, p_database_oid);
+    insert into sitepair.journal (flow, first_offset, last_offset, first_lsn, end_lsn, transactions, rows, counts, status,
+                                  duration_ms)
+    values (p_flow, 0, 0, p_end_lsn, p_end_lsn, 0, 0, '{}', 'adopted',
+            extract(epoch from clock_timestamp() - now()) * 1000);
+end
+$$;
+comment on function sitepair.adopt is 'Makes the first checkpoint of a flow from the genesis record of its topic.';
+
+-- Moves a checkpoint by compare-and-set and writes the group's journal row.
+create or replace function sitepair.advance(
+    p_flow text, p_flow_id uuid, p_from_offset bigint, p_from_lsn pg_lsn, p_next_offset bigint, p_end_lsn pg_lsn,
+    p_commit_time timestamptz, p_horizon pg_lsn, p_transactions integer, p_rows bigint, p_counts jsonb, p_status text
+) returns void language plpgsql as $$
+begin
+    update sitepair.checkpoint
+       set next_offset = p_next_offset, end_lsn = p_end_lsn, commit_time = coalesce(p_commit_time, commit_time),
+           horizon = p_horizon, updated_at = clock_timestamp()
+     where flow = p_flow and flow_id = p_flow_id and next_offset = p_from_offset and end_lsn = p_from_lsn;
+    if not found then
+        raise exception 'the checkpoint of flow % is not at offset %, position %', p_flow, p_from_offset, p_from_lsn
+            using errcode = 'SP001';
+    end if;
+    insert into sitepair.journal (flow, first_offset, last_offset, first_lsn, end_lsn, commit_time, transactions, rows,
+                                  counts, status, duration_ms)
+    values (p_flow, p_from_offset, p_next_offset - 1, p_from_lsn, p_end_lsn, p_commit_time, p_transactions, p_rows,
+            p_counts, p_status, extract(epoch from clock_timestamp() - now()) * 1000);
+end
+$$;
+comment on function sitepair.advance is
+    'Moves a flow''s checkpoint if it is exactly where the caller believes it to be, else raises SP001; writes one journal row.';

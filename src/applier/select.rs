@@ -1,0 +1,93 @@
+//! Which final states go which way: pure.
+//!
+//! *Set-based in place* (deletes, full upserts, partial updates) is the fast way and fits almost all rows. *Moving out*
+//! takes the old rows out whole and puts the final images in; it fits every row, and is needed where a key changes and
+//! values must follow it, and where unique values collide.
+
+use std::collections::HashSet;
+
+use super::reduce::{Origin, State, TableChanges};
+use crate::horizon::Heir;
+
+/// What decides the way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ways {
+    /// Where a key change takes unchanged values from.
+    pub heir: Heir,
+    /// Rows of this table collided: move all of them.
+    pub colliding: bool,
+    /// The target has columns of its own, which a key change must carry over.
+    pub own_columns: bool,
+}
+
+/// Slots by the way they are written. Order of execution: moves out, deletes, upserts, partials, moves in.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Selection {
+    /// Keys under which nothing that was there may stay.
+    pub deletes: Vec<u32>,
+    /// Whole rows to write over whatever lies under their key.
+    pub upserts: Vec<u32>,
+    /// Rows with unchanged values, in place.
+    pub partials: Vec<u32>,
+    /// Rows by way of moving out.
+    pub moves: Vec<Move>,
+}
+
+/// A row to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Move {
+    pub slot: u32,
+    /// The slot under whose key the target has the row that unchanged values and the target's own columns come from.
+    pub base: Option<u32>,
+    /// Unchanged values must come from somewhere.
+    pub partial: bool,
+}
+
+/// Sorts a table's slots, leaving out those in `skip` (they are parked: what they touch stays as it is).
+pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> Selection {
+    let mut chosen = Selection::default();
+    for (number, slot) in (0u32..).zip(&table.slots) {
+        let State::Live { whole, origin, .. } = &slot.state else { continue };
+        if skip.contains(&number) {
+            continue;
+        }
+        let own = (!slot.cleared).then_some(number);
+        let (base, must_move) = match (origin, whole, ways.heir) {
+            (Origin::Here, _, _) => (own, false),
+            (Origin::New, whole, _) => (None, !whole),
+            (Origin::Moved(from), whole, Heir::OldKey) => (Some(*from), !whole || ways.own_columns),
+            (Origin::Moved(_), whole, Heir::NewKey) => (own, !whole || ways.own_columns),
+        };
+        if must_move || ways.colliding {
+            chosen.moves.push(Move { slot: number, base, partial: !whole });
+        } else if *whole {
+            chosen.upserts.push(number);
+        } else {
+            chosen.partials.push(number);
+        }
+    }
+    let bases: HashSet<u32> = chosen.moves.iter().filter_map(|row| row.base).collect();
+    let goes = |(number, cleared): &(u32, bool)| *cleared && !bases.contains(number) && !skip.contains(number);
+    let cleared = (0u32..).zip(table.slots.iter().map(|slot| slot.cleared));
+    chosen.deletes = cleared.filter(goes).map(|(number, _)| number).collect();
+    chosen
+}
+
+/// All slots that must be parked when those in `culprits` are: a row whose origin or whose place belongs to a parked one
+/// can't be written either (A6).
+pub(super) fn closure(table: &TableChanges, culprits: &HashSet<u32>) -> HashSet<u32> {
+    let mut closed = culprits.clone();
+    loop {
+        let before = closed.len();
+        for (number, slot) in (0u32..).zip(&table.slots) {
+            if let State::Live { origin: Origin::Moved(from), .. } = &slot.state
+                && (closed.contains(&number) || closed.contains(from))
+            {
+                closed.extend([number, *from]);
+            }
+        }
+        if closed.len() == before {
+            return closed;
+        }
+    }
+}
