@@ -1,5 +1,6 @@
 //! How far a flow is applied: the row in `sitepair.checkpoint` at the target (`sql/20_target.sql`).
 
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::horizon::Horizon;
@@ -154,25 +155,23 @@ impl Step<'_> {
         let end_lsn = self.end_lsn.to_string();
         let (flow_id, from_lsn) = (self.from.flow_id.to_string(), self.from.end_lsn.to_string());
         let (from, next, horizon) = (offset(self.from.next), offset(self.next), self.horizon.to_string());
-        let setup = client.execute(origin, &[&end_lsn, &origin_time]);
-        let moved = client.execute(
-            advance,
-            &[
-                &self.from.flow,
-                &flow_id,
-                &from,
-                &from_lsn,
-                &next,
-                &end_lsn,
-                &commit_time,
-                &horizon,
-                &self.transactions,
-                &self.rows,
-                &self.counts,
-                &self.status,
-            ],
-        );
-        let (setup, moved) = futures_util::future::join(setup, moved).await;
+        let setup: [&(dyn ToSql + Sync); 2] = [&end_lsn, &origin_time];
+        let moved: [&(dyn ToSql + Sync); 12] = [
+            &self.from.flow,
+            &flow_id,
+            &from,
+            &from_lsn,
+            &next,
+            &end_lsn,
+            &commit_time,
+            &horizon,
+            &self.transactions,
+            &self.rows,
+            &self.counts,
+            &self.status,
+        ];
+        let (setup, moved) =
+            futures_util::future::join(client.execute(origin, &setup), client.execute(advance, &moved)).await;
         setup.and(moved).map(|_| ())
     }
 }

@@ -15,9 +15,12 @@ use crate::config::{ConnInfo, OnError, TruncatePolicy};
 use crate::model::{FlowIdentity, FlowName, TableName};
 
 pub mod checkpoint;
+mod chain;
+mod feed;
 mod literal;
 mod reduce;
 mod select;
+mod table;
 
 pub use checkpoint::Checkpoint;
 

@@ -1,0 +1,294 @@
+//! A relation as a record carries it, matched by name with the table at the target.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation, TableKind};
+use crate::model::names::quote_ident;
+use crate::model::{Code, Column, Fault, Relation, Result, TableName};
+use crate::postgres::sqlstate;
+
+/// A replicated column at the target.
+#[derive(Debug, Clone)]
+pub(super) struct TargetColumn {
+    /// Where its value is in a record's row.
+    pub position: usize,
+    /// Name, quoted.
+    pub name: String,
+    /// Part of the key.
+    pub key: bool,
+    /// Takes part in INSERT: not computed at the target.
+    pub inserted: bool,
+    /// Takes part in SET: not GENERATED ALWAYS AS IDENTITY either (A4).
+    pub set: bool,
+    /// How its values travel.
+    pub form: Form,
+    /// The equality operator of the key's index.
+    pub equals: String,
+}
+
+/// How values of a type travel as a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As an array of the type, which its own input function reads; the type as SQL writes it, and its delimiter.
+    Array(String, u8),
+    /// As text, read by a cast: types without an array type, and those that `unnest` would spread (composites) or that
+    /// are arrays themselves.
+    Text(String),
+}
+
+/// A unique or exclusion index at the target other than the key's.
+#[derive(Debug, Clone)]
+pub(super) struct OtherIndex {
+    /// Its columns or expressions, each with the operator under which two rows conflict.
+    pub terms: Vec<(String, String)>,
+    /// Its WHERE.
+    pub predicate: Option<String>,
+    /// Its columns by name, where it has no expressions.
+    pub columns: Vec<String>,
+}
+
+/// All that is needed to write rows of one relation.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub relation: Arc<Relation>,
+    /// `"schema"."name"`.
+    pub sql: String,
+    /// Replicated columns that exist here, in the record's order.
+    pub columns: Vec<TargetColumn>,
+    /// All columns of the target that can be inserted, quoted, in its order.
+    pub stored: Vec<String>,
+    /// It has stored columns that are not replicated.
+    pub own_columns: bool,
+    /// An identity column is GENERATED ALWAYS.
+    pub overriding: bool,
+    pub partitioned: bool,
+    pub others: Vec<OtherIndex>,
+    /// Tables that reference it.
+    pub referenced_by: Vec<TableName>,
+}
+
+/// The target's catalog, as far as rows are written by it.
+#[derive(Default)]
+pub(super) struct Catalog {
+    tables: HashMap<TableName, CatalogTable>,
+    /// Types whose array literals are not separated by commas.
+    delimiters: HashMap<u32, u8>,
+    /// Equality operators of types that are not built in.
+    equalities: HashMap<u32, String>,
+    indexes: HashMap<u32, Vec<(String, OtherIndex)>>,
+    matched: HashMap<Arc<Relation>, Arc<Table>>,
+}
+
+const TYPES: &str = "SELECT t.oid, t.typdelim::int4, \
+     (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_opclass c \
+        JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype \
+             AND a.amopstrategy = 3 AND a.amoppurpose = 's' \
+        JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace \
+       WHERE c.opcmethod = 403 AND c.opcdefault AND c.opcintype = t.oid LIMIT 1) \
+     FROM pg_type t WHERE t.typtype IN ('b', 'd') AND t.typcategory <> 'A' AND (t.oid >= 16384 OR t.typdelim <> ',')";
+
+/// Terms of all unique and exclusion indexes of user tables: key columns or expressions, and the operators of conflict.
+const INDEXES: &str = "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.indrelid), \
+     array_agg(pg_get_indexdef(i.indexrelid, k.n, false) ORDER BY k.n), \
+     array_agg(coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_operator o \
+          JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE o.oid = x.conexclop[k.n]), \
+        (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_opclass p \
+          JOIN pg_amop a ON a.amopfamily = p.opcfamily AND a.amoplefttype = p.opcintype AND a.amoprighttype = p.opcintype \
+               AND a.amopstrategy = 3 AND a.amoppurpose = 's' \
+          JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace \
+         WHERE p.oid = i.indclass[k.n - 1]), 'OPERATOR(pg_catalog.=)') ORDER BY k.n), \
+     array_agg((SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[k.n - 1] \
+          AND a.attnum > 0) ORDER BY k.n) \
+     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid \
+     LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' AND x.conrelid = i.indrelid \
+     CROSS JOIN LATERAL generate_series(1, i.indnkeyatts) AS k(n) \
+     WHERE (i.indisunique OR i.indisexclusion) AND t.relnamespace NOT IN \
+           (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')) \
+     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred";
+
+impl Catalog {
+    /// Reads it anew; `tables` comes from `postgres::catalog`.
+    pub async fn load(client: &Client, tables: Vec<CatalogTable>) -> Result<Self> {
+        let fault = |error: tokio_postgres::Error| sqlstate::fault(&error);
+        let mut catalog = Catalog::default();
+        for row in client.query(TYPES, &[]).await.map_err(fault)? {
+            let oid: u32 = row.get(0);
+            catalog.delimiters.insert(oid, u8::try_from(row.get::<_, i32>(1)).unwrap_or(b','));
+            if let Some(operator) = row.get::<_, Option<String>>(2) {
+                catalog.equalities.insert(oid, operator);
+            }
+        }
+        for row in client.query(INDEXES, &[]).await.map_err(fault)? {
+            let (terms, operators): (Vec<String>, Vec<String>) = (row.get(3), row.get(4));
+            let columns: Vec<Option<String>> = row.get(5);
+            let index = OtherIndex {
+                terms: terms.into_iter().zip(operators).collect(),
+                predicate: row.get(2),
+                columns: columns.into_iter().collect::<Option<_>>().unwrap_or_default(),
+            };
+            catalog.indexes.entry(row.get(0)).or_default().push((row.get(1), index));
+        }
+        catalog.tables = tables.into_iter().map(|table| (table.table.clone(), table)).collect();
+        Ok(catalog)
+    }
+
+    /// The target's table for a relation.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` when a table or column is missing, `NoKey` when no fitting key is there; each names the statement
+    /// to run.
+    pub fn table(&mut self, relation: &Arc<Relation>) -> Result<Arc<Table>> {
+        if let Some(table) = self.matched.get(relation) {
+            return Ok(Arc::clone(table));
+        }
+        let table = Arc::new(self.match_up(relation)?);
+        self.matched.insert(Arc::clone(relation), Arc::clone(&table));
+        Ok(table)
+    }
+
+    fn match_up(&self, relation: &Arc<Relation>) -> Result<Table> {
+        let sql = relation.table.sql();
+        let Some(found) = self.tables.get(&relation.table) else {
+            let columns: Vec<_> = relation.columns.iter().map(|c| format!("{} {}", quote_ident(&c.name), type_of(c))).collect();
+            let what = format!("table {} is missing at the target", relation.table);
+            let remedy = format!("create it at the target, with its key and at least: CREATE TABLE {sql} ({})", columns.join(", "));
+            return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
+        };
+        let missing: Vec<&Column> = relation.columns.iter().filter(|c| found.column(&c.name).is_none()).collect();
+        if !missing.is_empty() {
+            let names: Vec<_> = missing.iter().map(|column| quote_ident(&column.name)).collect();
+            let adds: Vec<_> =
+                missing.iter().map(|c| format!("ADD COLUMN {} {}", quote_ident(&c.name), type_of(c))).collect();
+            let what = format!("table {} at the target lacks {}", relation.table, names.join(", "));
+            let remedy = format!("run at the target: ALTER TABLE {sql} {}", adds.join(", "));
+            return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
+        }
+        let key_index = self.key(relation, found)?;
+        let columns: Vec<_> = relation.columns.iter().enumerate().filter_map(|(position, column)| {
+            let target = found.column(&column.name)?;
+            let computed = target.generation == Generation::Computed;
+            (column.key || !computed).then(|| self.column(position, column, target))
+        });
+        let columns = columns.collect();
+        let stored: Vec<&CatalogColumn> =
+            found.columns.iter().filter(|column| column.generation != Generation::Computed).collect();
+        let replicated: HashSet<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
+        let others = self.indexes.get(&found.oid).into_iter().flatten();
+        Ok(Table {
+            relation: Arc::clone(relation),
+            sql,
+            columns,
+            own_columns: stored.iter().any(|column| !replicated.contains(column.name.as_str())),
+            overriding: stored.iter().any(|column| column.generation == Generation::IdentityAlways),
+            stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
+            partitioned: found.kind == TableKind::PartitionRoot,
+            others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
+            referenced_by: found.referenced_by.clone(),
+        })
+    }
+
+    /// The name of the target's unique index over the relation's key columns (R1).
+    fn key(&self, relation: &Relation, found: &CatalogTable) -> Result<String> {
+        let wanted: HashSet<&str> =
+            relation.columns.iter().filter(|column| column.key).map(|column| column.name.as_str()).collect();
+        let usable = found.indexes.iter().filter(|index| !index.deferrable && !index.partial && !index.exclusion);
+        let covers = |columns: &[String]| {
+            columns.len() == wanted.len() && columns.iter().all(|name| wanted.contains(name.as_str()))
+        };
+        let nullable = |name: &&&str| found.column(name).is_none_or(|column| !column.not_null);
+        let index = usable.filter(|index| covers(&index.columns)).min_by_key(|index| !index.primary);
+        let list: Vec<_> =
+            relation.columns.iter().filter(|column| column.key).map(|column| quote_ident(&column.name)).collect();
+        let table = &relation.table;
+        match (index, wanted.iter().find(nullable)) {
+            (Some(index), None) => Ok(index.name.clone()),
+            (Some(_), Some(name)) => Err(Fault::new(
+                Code::NoKey,
+                format!("column {} of the key of {table} may be NULL at the target", quote_ident(name)),
+            )
+            .remedy(format!("run at the target: ALTER TABLE {} ALTER COLUMN {} SET NOT NULL", table.sql(), quote_ident(name)))),
+            (None, _) => Err(Fault::new(
+                Code::NoKey,
+                format!("table {table} at the target has no immediate unique key over {}", list.join(", ")),
+            )
+            .remedy(format!("run at the target: ALTER TABLE {} ADD UNIQUE ({})", table.sql(), list.join(", ")))),
+        }
+    }
+
+    fn column(&self, position: usize, column: &Column, target: &CatalogColumn) -> TargetColumn {
+        let element = element_type(target);
+        let spreads = target.type_kind == b'c' || self.is_composite(target);
+        let form = if target.array_oid == 0 || target.is_array || spreads || target.type_oid == RECORD {
+            Form::Text(element)
+        } else {
+            let delimiter = self.delimiters.get(&target.type_oid).copied().unwrap_or(b',');
+            Form::Array(element, delimiter)
+        };
+        let computed = target.generation == Generation::Computed;
+        let identity = target.generation == Generation::IdentityAlways;
+        let plain_equals = "OPERATOR(pg_catalog.=)".to_owned();
+        TargetColumn {
+            position,
+            name: quote_ident(&target.name),
+            key: column.key,
+            inserted: !computed,
+            set: !computed && !identity && !(column.key && equal_means_identical(target)),
+            form,
+            equals: self.equalities.get(&target.base_type_oid).cloned().unwrap_or(plain_equals),
+        }
+    }
+
+    /// A domain over a composite type spreads under `unnest` too; its base type is no base type then.
+    fn is_composite(&self, target: &CatalogColumn) -> bool {
+        target.type_kind == b'd' && target.base_type_oid >= FIRST_USER_OID && !self.delimiters.contains_key(&target.base_type_oid)
+            && target.enum_labels.is_empty()
+    }
+}
+
+/// `FirstNormalObjectId`.
+const FIRST_USER_OID: u32 = 16384;
+/// `record`: no input function of its own.
+const RECORD: u32 = 2249;
+
+/// The type without a modifier. `format_type` writes some names so that SQL would add a modifier of 1.
+fn element_type(target: &CatalogColumn) -> String {
+    match target.type_oid {
+        18 => "pg_catalog.\"char\"".to_owned(),
+        1042 => "pg_catalog.bpchar".to_owned(),
+        1560 => "pg_catalog.\"bit\"".to_owned(),
+        1002 => "pg_catalog.\"char\"[]".to_owned(),
+        1014 => "pg_catalog.bpchar[]".to_owned(),
+        1561 => "pg_catalog.\"bit\"[]".to_owned(),
+        _ => target.type_sql.clone(),
+    }
+}
+
+/// True when two equal values of a key column always have the same text, so that a row found by its key needs no new key.
+fn equal_means_identical(target: &CatalogColumn) -> bool {
+    // bool, bytea, "char", name, int8, int2, int4, text, oid, cidr, inet, macaddr, macaddr8, varchar, date, timestamp, timestamptz, uuid
+    const EXACT: [u32; 17] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 829, 774, 1043, 1082, 1114, 1184, 2950, 3220];
+    EXACT.contains(&target.base_type_oid) && target.collation != Collation::Nondeterministic
+}
+
+/// A column's type at the source, with its modifier where that can be said without the source.
+fn type_of(column: &Column) -> String {
+    let name = match column.type_name.split_once('.') {
+        Some((schema, name)) => format!("{}.{}", quote_ident(schema), quote_ident(name)),
+        None => quote_ident(&column.type_name),
+    };
+    let modifier = match (column.type_oid, column.typmod) {
+        (_, ..=-1) => String::new(),
+        (1042 | 1043, typmod) => format!("({})", typmod - 4),
+        (1700, typmod) => format!("({},{})", ((typmod - 4) >> 16) & 0xFFFF, (typmod - 4) & 0x7FF),
+        (1114 | 1184 | 1083 | 1266 | 1560 | 1562, typmod) => format!("({typmod})"),
+        _ => String::new(),
+    };
+    format!("{name}{modifier}")
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,174 @@
+//! The applier's session at the target: settings, origin, prepared statements, and statements sent in one flight.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Statement};
+
+use super::literal::Param;
+use super::table::{Catalog, Table};
+use crate::config::ConnInfo;
+use crate::model::{Code, Fault, FlowName, Result, TableName};
+use crate::postgres::session::{self, Session};
+use crate::postgres::{catalog, sqlstate};
+
+/// Statements kept prepared; when there are more shapes than that, all are prepared anew.
+const STATEMENTS: usize = 1000;
+
+/// Keys are looked up by index whatever the statistics say: a plan made while a table was empty must not scan it once it
+/// has grown.
+const SETTINGS: &str = "SET session_replication_role = replica; SET row_security = off; SET synchronous_commit = on; \
+     SET client_min_messages = error; SET jit = off; SET plan_cache_mode = force_generic_plan; \
+     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+
+/// The session and what it knows.
+pub(super) struct Target {
+    pub session: Session,
+    pub catalog: Catalog,
+    statements: HashMap<String, Statement>,
+}
+
+/// One statement of a flight.
+pub(super) struct Item<'a> {
+    pub sql: String,
+    pub params: Vec<Param<'a>>,
+    pub table: Arc<Table>,
+}
+
+/// Why something could not be written.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The rows themselves: the ladder's business.
+    Data(Culprit),
+    /// The target's tables are not what the catalog said; worth one more try with a new one.
+    Stale(Fault),
+    /// Anything else: connection, contention, rights, …
+    Fault(Fault),
+}
+
+/// What the server said about rows of a table.
+#[derive(Debug, Clone)]
+pub(super) struct Culprit {
+    pub table: TableName,
+    pub sqlstate: String,
+    /// Without row values.
+    pub what: String,
+    /// A value that must be unique is not, or rows exclude each other.
+    pub collision: bool,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Failure::Fault(fault)
+    }
+}
+
+impl Failure {
+    /// What an error of a statement on that table means.
+    pub fn of(error: &Error, table: &TableName) -> Self {
+        let fault = sqlstate::fault(error);
+        let Some(state) = error.code() else { return Failure::Fault(fault.at(table)) };
+        if sqlstate::is_data_error(error) {
+            let collision = *state == SqlState::UNIQUE_VIOLATION || *state == SqlState::EXCLUSION_VIOLATION;
+            let table = table.clone();
+            return Failure::Data(Culprit { table, sqlstate: state.code().to_owned(), what: fault.what, collision });
+        }
+        // "cached plan must not change result type"
+        let stale = fault.code == Code::ShapeMismatch || *state == SqlState::FEATURE_NOT_SUPPORTED;
+        if stale { Failure::Stale(fault.at(table)) } else { Failure::Fault(fault.at(table)) }
+    }
+}
+
+impl Target {
+    /// Connects, takes the flow's origin, reads the catalog.
+    ///
+    /// # Errors
+    /// `SecondApplier` when the origin is in use, `NotDeployed` when it is missing.
+    pub async fn open(info: &ConnInfo, application: &str, flow: &FlowName) -> Result<Self> {
+        let session = session::connect(info, application).await?;
+        session.batch_execute(SETTINGS).await.map_err(|error| sqlstate::fault(&error).at(info))?;
+        let origin = session.execute("SELECT pg_replication_origin_session_setup($1)", &[&flow.object()]).await;
+        origin.map_err(|error| match error.code() {
+            Some(code) if *code == SqlState::OBJECT_IN_USE => {
+                Fault::new(Code::SecondApplier, format!("origin {} is in use by another session", flow.object())).at(info)
+            }
+            Some(code) if *code == SqlState::UNDEFINED_OBJECT => {
+                Fault::new(Code::NotDeployed, format!("origin {} does not exist", flow.object())).at(info)
+            }
+            Some(_) | None => sqlstate::fault(&error).at(info),
+        })?;
+        let mut target = Self { session, catalog: Catalog::default(), statements: HashMap::new() };
+        target.refresh().await?;
+        Ok(target)
+    }
+
+    /// Forgets what was known of the target's tables, and reads it again.
+    pub async fn refresh(&mut self) -> Result<()> {
+        self.statements.clear();
+        let tables = catalog::tables(&self.session).await?;
+        self.catalog = Catalog::load(&self.session, tables).await?;
+        Ok(())
+    }
+
+    /// The statement, prepared once.
+    pub async fn prepare(&mut self, sql: &str) -> std::result::Result<Statement, Error> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.session.prepare(sql).await?;
+        if self.statements.len() >= STATEMENTS {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Several statements, one round trip.
+    pub async fn batch(&self, sql: &str) -> Result<()> {
+        self.session.batch_execute(sql).await.map_err(|error| sqlstate::fault(&error))
+    }
+
+    /// Sends all at once, `first` before them, and gives the rows that each affected.
+    pub async fn flight(&mut self, first: &str, items: &[Item<'_>]) -> std::result::Result<Vec<u64>, Failure> {
+        let mut statements = Vec::with_capacity(items.len());
+        for item in items {
+            let prepared = self.prepare(&item.sql).await;
+            statements.push(prepared.map_err(|error| Failure::of(&error, &item.table.relation.table))?);
+        }
+        let params: Vec<Vec<&(dyn ToSql + Sync)>> =
+            items.iter().map(|item| item.params.iter().map(|param| param as &(dyn ToSql + Sync)).collect()).collect();
+        let session = &self.session;
+        let opening = async { if first.is_empty() { Ok(()) } else { session.batch_execute(first).await } };
+        let mut opening = Box::pin(opening);
+        // A first poll sends a statement; what is sent is answered in the same order.
+        let mut early = futures_util::poll!(&mut opening);
+        let mut sent = Vec::with_capacity(items.len());
+        for (statement, params) in statements.iter().zip(&params) {
+            let mut answer = Box::pin(session.execute(statement, params));
+            let ready = futures_util::poll!(&mut answer);
+            sent.push((answer, ready));
+        }
+        if early.is_pending() {
+            early = std::task::Poll::Ready(opening.await);
+        }
+        let mut outcome = Ok(Vec::with_capacity(items.len()));
+        if let std::task::Poll::Ready(Err(error)) = early {
+            outcome = Err(Failure::Fault(sqlstate::fault(&error)));
+        }
+        for ((answer, ready), item) in sent.into_iter().zip(items) {
+            let answered = match ready {
+                std::task::Poll::Ready(answered) => answered,
+                std::task::Poll::Pending => answer.await,
+            };
+            match (&mut outcome, answered) {
+                (Ok(counts), Ok(count)) => counts.push(count),
+                (Ok(_), Err(error)) => outcome = Err(Failure::of(&error, &item.table.relation.table)),
+                // What follows an error is refused until the rollback.
+                (Err(_), Ok(_) | Err(_)) => {}
+            }
+        }
+        outcome
+    }
+}
