@@ -162,10 +162,10 @@ impl Chain {
                 Code::ForeignCheckpoint,
                 format_args!("the topic's flow_id is {flow_id}, deployed is {}", own.flow_id),
             )),
-            Some(own) if own.start_lsn != at => Err(self.fault(
-                Code::BrokenChain,
-                format_args!("the topic opens at {at}, the slot at {}", own.start_lsn),
-            )),
+            Some(own) if own.start_lsn != at => {
+                Err(self
+                    .fault(Code::BrokenChain, format_args!("the topic opens at {at}, the slot at {}", own.start_lsn)))
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -177,7 +177,10 @@ impl Chain {
         if !self.open.as_ref().is_some_and(joins) {
             passed.abandoned = self.open.take().is_some();
             if part.part != 0 {
-                return Err(self.fault(Code::BrokenChain, format_args!("it is part {} of a transaction without its first", part.part)));
+                return Err(self.fault(
+                    Code::BrokenChain,
+                    format_args!("it is part {} of a transaction without its first", part.part),
+                ));
             }
             if part.prev_end_lsn > self.position {
                 return Err(self.broken(part.prev_end_lsn));

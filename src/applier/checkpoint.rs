@@ -92,8 +92,15 @@ fn parse(row: &Row) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// `CheckpointMoved` when another applier was faster.
-pub(super) async fn adopt(client: &Client, flow: &FlowName, flow_id: uuid::Uuid, at: Lsn, genesis: &Genesis) -> Result<()> {
-    const ADOPT: &str = "SELECT sitepair.adopt($1, $2::text::uuid, $3::text::pg_lsn, $4, $5, $6, $7::text::numeric, $8, $9, $10, $11)";
+pub(super) async fn adopt(
+    client: &Client,
+    flow: &FlowName,
+    flow_id: uuid::Uuid,
+    at: Lsn,
+    genesis: &Genesis,
+) -> Result<()> {
+    const ADOPT: &str =
+        "SELECT sitepair.adopt($1, $2::text::uuid, $3::text::pg_lsn, $4, $5, $6, $7::text::numeric, $8, $9, $10, $11)";
     let adopted = client
         .execute(
             ADOPT,
@@ -134,6 +141,9 @@ pub(super) struct Step<'a> {
     pub counts: String,
     pub status: &'static str,
 }
+
+/// What `sitepair.advance` raises when the checkpoint is elsewhere.
+pub(super) const MOVED: &str = "SP001";
 
 /// The statements that end a group's transaction: the origin's position (O1), then checkpoint and journal.
 pub(super) const ORIGIN: &str = "SELECT pg_replication_origin_xact_setup($1::text::pg_lsn, $2::text::timestamptz)";

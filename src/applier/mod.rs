@@ -14,14 +14,23 @@ use std::sync::Arc;
 use crate::config::{ConnInfo, OnError, TruncatePolicy};
 use crate::model::{FlowIdentity, FlowName, TableName};
 
-pub mod checkpoint;
+mod apply;
 mod chain;
+pub mod checkpoint;
 mod feed;
+mod fetch;
+mod ladder;
 mod literal;
+mod park;
 mod reduce;
+mod relocate;
 mod select;
+mod statement;
 mod table;
+mod target;
+mod write;
 
+pub use apply::run;
 pub use checkpoint::Checkpoint;
 
 /// Says what a TRUNCATE of a table does (the rule that the table matches).

@@ -133,12 +133,6 @@ impl TableChanges {
         Self { relation, slots: Vec::new(), index: HashTable::new() }
     }
 
-    /// The slot of a key among the slots of this table.
-    pub fn find(&self, changes: &[Change], values: &[&Datum]) -> Option<u32> {
-        let hash = hash_of(values);
-        self.index.find(hash, |&slot| self.same(slot, hash, values, changes)).copied()
-    }
-
     fn same(&self, slot: u32, hash: u64, values: &[&Datum], changes: &[Change]) -> bool {
         let slot = &self.slots[slot as usize];
         slot.hash == hash && slot.key.values(changes, &self.relation) == values
@@ -224,7 +218,8 @@ fn is_whole(row: &[Datum]) -> bool {
 
 /// A row's new values, and the ones before where they are unchanged.
 fn merge(before: &[Datum], new: &[Datum]) -> (Image, bool) {
-    let pick = |(new, before): (&Datum, &Datum)| if matches!(new, Datum::Unchanged) { before.clone() } else { new.clone() };
+    let pick =
+        |(new, before): (&Datum, &Datum)| if matches!(new, Datum::Unchanged) { before.clone() } else { new.clone() };
     let row: Row = new.iter().zip(before).map(pick).collect();
     let whole = is_whole(&row);
     (Image::Own(row), whole)
@@ -237,7 +232,8 @@ fn merge(before: &[Datum], new: &[Datum]) -> (Image, bool) {
 pub(super) fn reduce(changes: &[Change], range: Range<usize>) -> Result<Plan> {
     let mut plan = Plan::default();
     for at in range {
-        let number = u32::try_from(at).map_err(|_| Fault::new(Code::TopicDamaged, "a group of over 4 billion changes"))?;
+        let number =
+            u32::try_from(at).map_err(|_| Fault::new(Code::TopicDamaged, "a group of over 4 billion changes"))?;
         match &changes[at] {
             Change::Truncate { relations } => {
                 plan.stages.push(Stage { truncate: relations.clone(), tables: Vec::new() });
@@ -341,6 +337,14 @@ impl Counts {
             let entry = self.0.entry(table.clone()).or_default();
             kinds.iter().for_each(|(what, number)| *entry.entry(what).or_default() += number);
         }
+    }
+
+    /// Operations of the source.
+    pub fn rows(&self) -> u64 {
+        let of_source = |kinds: &BTreeMap<&'static str, u64>| {
+            ["insert", "update", "delete", "truncate"].iter().filter_map(|kind| kinds.get(kind)).sum::<u64>()
+        };
+        self.0.values().map(of_source).sum()
     }
 
     /// As `sitepair.journal.counts` holds it.

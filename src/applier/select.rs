@@ -52,11 +52,15 @@ pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> S
             continue;
         }
         let own = (!slot.cleared).then_some(number);
-        let (base, must_move) = match (origin, whole, ways.heir) {
-            (Origin::Here, _, _) => (own, false),
-            (Origin::New, whole, _) => (None, !whole),
-            (Origin::Moved(from), whole, Heir::OldKey) => (Some(*from), !whole || ways.own_columns),
-            (Origin::Moved(_), whole, Heir::NewKey) => (own, !whole || ways.own_columns),
+        let base = match (ways.heir, origin) {
+            (Heir::NewKey, _) | (Heir::OldKey, Origin::Here) => own,
+            (Heir::OldKey, Origin::Moved(from)) => Some(*from),
+            (Heir::OldKey, Origin::New) => None,
+        };
+        let must_move = match origin {
+            Origin::Here => false,
+            Origin::New => !whole,
+            Origin::Moved(_) => !whole || ways.own_columns,
         };
         if must_move || ways.colliding {
             chosen.moves.push(Move { slot: number, base, partial: !whole });

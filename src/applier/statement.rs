@@ -175,8 +175,7 @@ impl Table {
     /// Puts the final rows in: with all their columns where they were moved out (`based`), else with the replicated ones,
     /// so that the target's own take their defaults.
     pub fn move_in(&self, based: bool) -> String {
-        let names =
-            if based { self.stored("") } else { join(self.inserted().map(|column| column.name.clone()), ", ") };
+        let names = if based { self.stored("") } else { join(self.inserted().map(|column| column.name.clone()), ", ") };
         let condition = if based { "sitepair_based" } else { "NOT sitepair_based" };
         format!(
             "INSERT INTO {} ({names}){} SELECT {names} FROM {FINAL} WHERE {condition} ORDER BY sitepair_nr{}",

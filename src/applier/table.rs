@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation, TableKind};
+use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation};
 use crate::model::names::quote_ident;
 use crate::model::{Code, Column, Fault, Relation, Result, TableName};
 use crate::postgres::sqlstate;
@@ -64,7 +64,6 @@ pub(super) struct Table {
     pub own_columns: bool,
     /// An identity column is GENERATED ALWAYS.
     pub overriding: bool,
-    pub partitioned: bool,
     pub others: Vec<OtherIndex>,
     /// Tables that reference it.
     pub referenced_by: Vec<TableName>,
@@ -149,12 +148,38 @@ impl Catalog {
         Ok(table)
     }
 
+    /// A table by its name, with all that it stores: for rows that are put back whole.
+    pub fn whole(&mut self, name: &TableName) -> Result<Arc<Table>> {
+        let missing = || Fault::new(Code::ShapeMismatch, format!("table {name} is missing at the target"));
+        let found = self.tables.get(name).ok_or_else(missing)?;
+        let key = found.key().map(|index| index.columns.clone()).unwrap_or_default();
+        let columns = found.columns.iter().map(|column| Column {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            type_name: column.type_sql.clone(),
+            typmod: column.typmod,
+            key: key.contains(&column.name),
+        });
+        let relation = Relation {
+            oid: found.oid,
+            table: name.clone(),
+            identity: found.identity,
+            columns: columns.collect(),
+            filter: None,
+        };
+        self.table(&Arc::new(relation))
+    }
+
     fn match_up(&self, relation: &Arc<Relation>) -> Result<Table> {
         let sql = relation.table.sql();
         let Some(found) = self.tables.get(&relation.table) else {
-            let columns: Vec<_> = relation.columns.iter().map(|c| format!("{} {}", quote_ident(&c.name), type_of(c))).collect();
+            let columns: Vec<_> =
+                relation.columns.iter().map(|c| format!("{} {}", quote_ident(&c.name), type_of(c))).collect();
             let what = format!("table {} is missing at the target", relation.table);
-            let remedy = format!("create it at the target, with its key and at least: CREATE TABLE {sql} ({})", columns.join(", "));
+            let remedy = format!(
+                "create it at the target, with its key and at least: CREATE TABLE {sql} ({})",
+                columns.join(", ")
+            );
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
         };
         let missing: Vec<&Column> = relation.columns.iter().filter(|c| found.column(&c.name).is_none()).collect();
@@ -167,12 +192,12 @@ impl Catalog {
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
         }
         let key_index = self.key(relation, found)?;
-        let columns: Vec<_> = relation.columns.iter().enumerate().filter_map(|(position, column)| {
+        let columns = relation.columns.iter().enumerate().filter_map(|(position, column)| {
             let target = found.column(&column.name)?;
             let computed = target.generation == Generation::Computed;
             (column.key || !computed).then(|| self.column(position, column, target))
         });
-        let columns = columns.collect();
+        let columns: Vec<TargetColumn> = columns.collect();
         let stored: Vec<&CatalogColumn> =
             found.columns.iter().filter(|column| column.generation != Generation::Computed).collect();
         let replicated: HashSet<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
@@ -184,7 +209,6 @@ impl Catalog {
             own_columns: stored.iter().any(|column| !replicated.contains(column.name.as_str())),
             overriding: stored.iter().any(|column| column.generation == Generation::IdentityAlways),
             stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
-            partitioned: found.kind == TableKind::PartitionRoot,
             others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
             referenced_by: found.referenced_by.clone(),
         })
@@ -209,12 +233,20 @@ impl Catalog {
                 Code::NoKey,
                 format!("column {} of the key of {table} may be NULL at the target", quote_ident(name)),
             )
-            .remedy(format!("run at the target: ALTER TABLE {} ALTER COLUMN {} SET NOT NULL", table.sql(), quote_ident(name)))),
+            .remedy(format!(
+                "run at the target: ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
+                table.sql(),
+                quote_ident(name)
+            ))),
             (None, _) => Err(Fault::new(
                 Code::NoKey,
                 format!("table {table} at the target has no immediate unique key over {}", list.join(", ")),
             )
-            .remedy(format!("run at the target: ALTER TABLE {} ADD UNIQUE ({})", table.sql(), list.join(", ")))),
+            .remedy(format!(
+                "run at the target: ALTER TABLE {} ADD UNIQUE ({})",
+                table.sql(),
+                list.join(", ")
+            ))),
         }
     }
 
@@ -235,7 +267,7 @@ impl Catalog {
             name: quote_ident(&target.name),
             key: column.key,
             inserted: !computed,
-            set: !computed && !identity && !(column.key && equal_means_identical(target)),
+            set: !(computed || identity || column.key && equal_means_identical(target)),
             form,
             equals: self.equalities.get(&target.base_type_oid).cloned().unwrap_or(plain_equals),
         }
@@ -243,7 +275,9 @@ impl Catalog {
 
     /// A domain over a composite type spreads under `unnest` too; its base type is no base type then.
     fn is_composite(&self, target: &CatalogColumn) -> bool {
-        target.type_kind == b'd' && target.base_type_oid >= FIRST_USER_OID && !self.delimiters.contains_key(&target.base_type_oid)
+        target.type_kind == b'd'
+            && target.base_type_oid >= FIRST_USER_OID
+            && !self.delimiters.contains_key(&target.base_type_oid)
             && target.enum_labels.is_empty()
     }
 }

@@ -7,12 +7,13 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Statement};
 
+use super::checkpoint::{self, Step};
 use super::literal::Param;
 use super::table::{Catalog, Table};
 use crate::config::ConnInfo;
 use crate::model::{Code, Fault, FlowName, Result, TableName};
 use crate::postgres::session::{self, Session};
-use crate::postgres::{catalog, sqlstate};
+use crate::postgres::{catalog, origin, sqlstate};
 
 /// Statements kept prepared; when there are more shapes than that, all are prepared anew.
 const STATEMENTS: usize = 1000;
@@ -89,16 +90,7 @@ impl Target {
     pub async fn open(info: &ConnInfo, application: &str, flow: &FlowName) -> Result<Self> {
         let session = session::connect(info, application).await?;
         session.batch_execute(SETTINGS).await.map_err(|error| sqlstate::fault(&error).at(info))?;
-        let origin = session.execute("SELECT pg_replication_origin_session_setup($1)", &[&flow.object()]).await;
-        origin.map_err(|error| match error.code() {
-            Some(code) if *code == SqlState::OBJECT_IN_USE => {
-                Fault::new(Code::SecondApplier, format!("origin {} is in use by another session", flow.object())).at(info)
-            }
-            Some(code) if *code == SqlState::UNDEFINED_OBJECT => {
-                Fault::new(Code::NotDeployed, format!("origin {} does not exist", flow.object())).at(info)
-            }
-            Some(_) | None => sqlstate::fault(&error).at(info),
-        })?;
+        origin::session_setup(&session, &flow.object()).await.map_err(|fault| fault.at(info))?;
         let mut target = Self { session, catalog: Catalog::default(), statements: HashMap::new() };
         target.refresh().await?;
         Ok(target)
@@ -128,6 +120,19 @@ impl Target {
     /// Several statements, one round trip.
     pub async fn batch(&self, sql: &str) -> Result<()> {
         self.session.batch_execute(sql).await.map_err(|error| sqlstate::fault(&error))
+    }
+
+    /// Sends origin, checkpoint and journal of the open transaction.
+    pub async fn advance(&mut self, step: &Step<'_>) -> Result<()> {
+        let not_deployed = |error: Error| checkpoint::not_deployed(&error);
+        let origin = self.prepare(checkpoint::ORIGIN).await.map_err(not_deployed)?;
+        let advance = self.prepare(checkpoint::ADVANCE).await.map_err(not_deployed)?;
+        step.send(&self.session, &origin, &advance).await.map_err(|error| match error.as_db_error() {
+            Some(words) if words.code().code() == checkpoint::MOVED => {
+                Fault::new(Code::CheckpointMoved, words.message())
+            }
+            Some(_) | None => sqlstate::fault(&error),
+        })
     }
 
     /// Sends all at once, `first` before them, and gives the rows that each affected.

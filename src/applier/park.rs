@@ -1,0 +1,213 @@
+//! Operations that are set aside under `on_error = "park"`, and those that must follow them (A6).
+
+use std::collections::HashSet;
+
+use tokio_postgres::types::ToSql;
+
+use super::reduce::{Origin, State};
+use super::relocate::key_json;
+use super::target::{Culprit, Target};
+use super::write::View;
+use crate::model::{Datum, Lsn, Offset, Result, TableName, units};
+use crate::postgres::sqlstate;
+
+/// Keys and unique values that parked operations hold.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    keys: HashSet<(TableName, String)>,
+    values: HashSet<(TableName, String)>,
+}
+
+/// An operation on its way into `sitepair.parked`.
+#[derive(Debug, Clone)]
+pub(super) struct ParkedRow {
+    pub table: TableName,
+    operation: &'static str,
+    key: String,
+    old_key: Option<String>,
+    image: Option<String>,
+    held: Vec<String>,
+    pub sqlstate: String,
+    pub error: String,
+}
+
+/// When an operation was parked: the position and offset of its group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct When {
+    pub next: Offset,
+    pub end_lsn: Lsn,
+    pub commit_time_us: Option<i64>,
+}
+
+impl Parked {
+    /// What an earlier run has parked.
+    pub async fn load(target: &Target, flow: &str) -> Result<Self> {
+        const LOAD: &str = "SELECT table_schema, table_name, key::text, old_key::text, \
+             ARRAY(SELECT value::text FROM jsonb_array_elements(held)) FROM sitepair.parked WHERE flow = $1";
+        let rows = target.session.query(LOAD, &[&flow]).await.map_err(|error| sqlstate::fault(&error))?;
+        let mut parked = Self::default();
+        for row in rows {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            let keys = [row.get::<_, Option<String>>(2), row.get::<_, Option<String>>(3)];
+            parked.keys.extend(keys.into_iter().flatten().map(|key| (table.clone(), compact(&key))));
+            let held: Vec<String> = row.get(4);
+            parked.values.extend(held.into_iter().map(|value| (table.clone(), compact(&value))));
+        }
+        Ok(parked)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    pub fn tables(&self) -> HashSet<TableName> {
+        self.keys.iter().map(|(table, _)| table.clone()).collect()
+    }
+
+    pub fn add(&mut self, row: &ParkedRow) {
+        let keys = [Some(&row.key), row.old_key.as_ref()];
+        self.keys.extend(keys.into_iter().flatten().map(|key| (row.table.clone(), key.clone())));
+        self.values.extend(row.held.iter().map(|value| (row.table.clone(), value.clone())));
+    }
+
+    /// Slots that need a parked key or its unique values.
+    pub fn needed_by(&self, view: View<'_>) -> HashSet<u32> {
+        let table = &view.table.relation.table;
+        let slots = 0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX);
+        let needs = |slot: &u32| {
+            self.keys.contains(&(table.clone(), key_json(&view.key(*slot))))
+                || held(view, *slot).into_iter().any(|value| self.values.contains(&(table.clone(), value)))
+        };
+        slots.filter(needs).collect()
+    }
+}
+
+/// jsonb prints a space after each comma; comparisons here are of the text that serde writes.
+fn compact(json: &str) -> String {
+    serde_json::from_str::<serde_json::Value>(json).map_or_else(|_| json.to_owned(), |value| value.to_string())
+}
+
+/// The unique values of a slot's final row, one text for each index that is over columns: `["column", …, "value", …]`.
+fn held(view: View<'_>, slot: u32) -> Vec<String> {
+    let row = view.row(slot);
+    if row.is_empty() {
+        return Vec::new();
+    }
+    let relation = &view.table.relation;
+    let of = |columns: &Vec<String>| {
+        let mut parts: Vec<String> = columns.clone();
+        for name in columns {
+            let position = relation.columns.iter().position(|column| column.name == *name)?;
+            parts.push(String::from_utf8_lossy(row[position].as_bytes()?).into_owned());
+        }
+        serde_json::to_string(&parts).ok()
+    };
+    view.table.others.iter().map(|index| &index.columns).filter(|columns| !columns.is_empty()).filter_map(of).collect()
+}
+
+impl ParkedRow {
+    /// A slot's outcome, whole.
+    pub fn of(view: View<'_>, slot: u32, sqlstate: &str, error: &str) -> Self {
+        let state = &view.slots.slots[slot as usize].state;
+        let (operation, origin) = match state {
+            State::Gone => ("delete", None),
+            State::Live { whole: true, origin, .. } => ("upsert", Some(origin)),
+            State::Live { whole: false, origin, .. } => ("update", Some(origin)),
+        };
+        let old_key = match origin {
+            Some(Origin::Moved(from)) => Some(key_json(&view.key(*from))),
+            Some(Origin::Here | Origin::New) | None => None,
+        };
+        Self {
+            table: view.table.relation.table.clone(),
+            operation,
+            key: key_json(&view.key(slot)),
+            old_key,
+            image: image(view, slot),
+            held: held(view, slot),
+            sqlstate: sqlstate.to_owned(),
+            error: error.to_owned(),
+        }
+    }
+
+    /// A displaced row that could not be put back.
+    pub fn restore(table: TableName, key: String, culprit: &Culprit) -> Self {
+        let (sqlstate, error) = (culprit.sqlstate.clone(), culprit.what.clone());
+        Self { table, operation: "restore", key, old_key: None, image: None, held: Vec::new(), sqlstate, error }
+    }
+
+    /// Puts it into `sitepair.parked`, inside the open transaction.
+    pub async fn store(&self, target: &Target, flow: &str, when: When) -> Result<()> {
+        self.insert(target, flow, when, None).await
+    }
+
+    /// The same with the row as its composite type prints it.
+    pub async fn store_whole(&self, target: &Target, flow: &str, when: When, whole_row: &str) -> Result<()> {
+        self.insert(target, flow, when, Some(whole_row)).await
+    }
+
+    async fn insert(&self, target: &Target, flow: &str, when: When, whole_row: Option<&str>) -> Result<()> {
+        const PARK: &str = "INSERT INTO sitepair.parked (flow, next_offset, end_lsn, commit_time, table_schema, table_name, \
+             operation, key, old_key, image, held, sqlstate, error, whole_row) VALUES ($1, $2, $3::text::pg_lsn, \
+             $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14)";
+        let next = i64::try_from(when.next.0).unwrap_or(i64::MAX);
+        let held = format!("[{}]", self.held.join(","));
+        let (end_lsn, commit_time) = (when.end_lsn.to_string(), when.commit_time_us.map(units::rfc3339));
+        let state = Some(&self.sqlstate).filter(|state| !state.is_empty());
+        let params: [&(dyn ToSql + Sync); 14] = [
+            &flow,
+            &next,
+            &end_lsn,
+            &commit_time,
+            &self.table.schema,
+            &self.table.name,
+            &self.operation,
+            &self.key,
+            &self.old_key,
+            &self.image,
+            &held,
+            &state,
+            &self.error,
+            &whole_row,
+        ];
+        target.session.execute(PARK, &params).await.map_err(|error| sqlstate::fault(&error))?;
+        note(target, flow, when.next, &self.table, "parked", Some(&self.key), Some(&self.sqlstate), &self.error).await
+    }
+}
+
+/// The columns that the row brings, each as text or null; `None` for a delete.
+fn image(view: View<'_>, slot: u32) -> Option<String> {
+    let row = view.row(slot);
+    if row.is_empty() {
+        return None;
+    }
+    let columns = view.table.relation.columns.iter().zip(row);
+    let present = columns.filter(|(_, value)| !matches!(value, Datum::Unchanged));
+    let object: serde_json::Map<String, serde_json::Value> = present
+        .map(|(column, value)| {
+            let text = value.as_bytes().map(|text| String::from_utf8_lossy(text).into_owned());
+            (column.name.clone(), text.map_or(serde_json::Value::Null, serde_json::Value::String))
+        })
+        .collect();
+    Some(serde_json::Value::Object(object).to_string())
+}
+
+/// One row of `sitepair.journal_operation`.
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn note(
+    target: &Target,
+    flow: &str,
+    next: Offset,
+    table: &TableName,
+    what: &str,
+    key: Option<&str>,
+    state: Option<&str>,
+    reason: &str,
+) -> Result<()> {
+    const NOTE: &str = "INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, \
+         sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8)";
+    let next = i64::try_from(next.0).unwrap_or(i64::MAX);
+    let noted =
+        target.session.execute(NOTE, &[&flow, &next, &table.schema, &table.name, &what, &key, &state, &reason]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}

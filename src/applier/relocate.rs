@@ -1,0 +1,147 @@
+//! Writing by moving out: old rows are taken out whole, final images go in (A1, A4, H4b, H4e).
+//!
+//! Unique values may swap in any way, since no old value is in the table when the first new one comes. What collides
+//! then is a row outside of what is written: before the horizon, and inside a transaction that comes in pieces, it is
+//! displaced; else it is an error.
+
+use super::literal::Param;
+use super::select::{Move, Selection};
+use super::table::TargetColumn;
+use super::target::Failure;
+use super::write::{Check, Effects, View, Writer, cells, in_place};
+use crate::horizon::Conflict;
+use crate::model::TableName;
+use crate::postgres::sqlstate;
+
+impl Writer {
+    /// Writes one table that has rows to move.
+    pub async fn relocate(&mut self, view: View<'_>, chosen: &Selection, effects: &mut Effects) -> Result<(), Failure> {
+        self.prepare_move(view).await?;
+        self.move_out(view, &chosen.moves).await?;
+        let (mut items, mut checks): (Vec<_>, Vec<Check<'_>>) = (Vec::new(), Vec::new());
+        in_place(view, chosen, &mut items, &mut checks);
+        let counts = self.target.flight("", &items).await?;
+        drop(items);
+        for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
+            self.complete(check, effects).await?;
+        }
+        self.move_in(view, &chosen.moves, effects).await
+    }
+
+    pub async fn prepare_move(&mut self, view: View<'_>) -> Result<(), Failure> {
+        let made = self.target.session.batch_execute(&view.table.prepare_move()).await;
+        made.map_err(|error| Failure::of(&error, &view.table.relation.table))
+    }
+
+    /// Takes out the rows that the moves build on.
+    pub async fn move_out(&mut self, view: View<'_>, moves: &[Move]) -> Result<(), Failure> {
+        let mut items = Vec::new();
+        for filtered in [false, true] {
+            // A row under its own key is overwritten whatever it is; one under an old key must match the rule (R3).
+            let rows = moves.iter().filter(|row| row.base.is_some_and(|base| (base != row.slot) == filtered));
+            let rows: Vec<&Move> = rows.collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let mut params = view.keys(rows.iter().filter_map(|row| row.base));
+            params.push(numbers(rows.iter().map(|row| row.slot)));
+            items.push(view.item(view.table.move_out(filtered), params));
+        }
+        self.target.flight("", &items).await.map(|_| ())
+    }
+
+    /// Composes the final rows of the moves and puts them in.
+    pub async fn move_in(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
+        let mut items = Vec::new();
+        for partial in [false, true] {
+            let slots = moves.iter().filter(|row| row.partial == partial).map(|row| row.slot);
+            for (present, slots) in view.by_shape(slots) {
+                let mut params = view.values(&present, &slots);
+                params.push(numbers(slots.iter().copied()));
+                items.push(view.item(view.table.compose(&present, partial), params));
+            }
+        }
+        self.target.flight("", &items).await?;
+        drop(items);
+        self.compose_fetched(view, moves, effects).await?;
+        let parked = self.parked_tables.contains(&view.table.relation.table);
+        if effects.horizon.conflict(effects.streaming, parked) == Conflict::Displace {
+            self.displace(view, effects).await?;
+        }
+        let into = [true, false].map(|based| view.item(view.table.move_in(based), Vec::new()));
+        self.target.flight("", &into).await.map(|_| ())
+    }
+
+    /// Partial rows for which nothing was moved out come from the source.
+    async fn compose_fetched(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
+        let partial: Vec<u32> = moves.iter().filter(|row| row.partial).map(|row| row.slot).collect();
+        if partial.is_empty() {
+            return Ok(());
+        }
+        const ABSENT: &str = "SELECT sitepair_nr FROM unnest($1::int8[]) AS sitepair_u(sitepair_nr) WHERE NOT EXISTS \
+             (SELECT FROM pg_temp.sitepair_moved AS sitepair_m WHERE sitepair_m.sitepair_nr = sitepair_u.sitepair_nr) \
+             ORDER BY 1";
+        let absent = self.numbers(view.table, ABSENT, &[numbers(partial.into_iter())]).await?;
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let rows = self.fetch(view, &absent, effects).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let columns: Vec<&TargetColumn> = view.table.inserted().collect();
+        let values =
+            |column: &&TargetColumn| cells(column, rows.iter().map(|(_, row)| &row[column.position]).collect());
+        let mut params: Vec<Param<'_>> = columns.iter().map(values).collect();
+        params.push(numbers(rows.iter().map(|(slot, _)| *slot)));
+        self.target.flight("", &[view.item(view.table.compose(&columns, false), params)]).await.map(|_| ())
+    }
+
+    /// Sets aside the rows that hold unique values of the final rows.
+    async fn displace(&mut self, view: View<'_>, effects: &mut Effects) -> Result<(), Failure> {
+        if view.table.others.is_empty() {
+            return Ok(());
+        }
+        let scope = if effects.horizon.is_before() { "horizon" } else { "transaction" };
+        let params = || {
+            let next = i64::try_from(effects.next.0).unwrap_or(i64::MAX);
+            vec![Param::Text(self.flow.clone()), Param::Number(next), Param::Text(scope.to_owned())]
+        };
+        let items: Vec<_> =
+            view.table.others.iter().map(|index| view.item(view.table.displace(index), params())).collect();
+        let displaced: u64 = self.target.flight("", &items).await?.iter().sum();
+        if displaced > 0 {
+            effects.displaced = true;
+            effects.notes.add(&view.table.relation.table, "displaced", displaced);
+        }
+        Ok(())
+    }
+
+    /// Records of these keys settle what was displaced under them.
+    pub async fn settle(&mut self, view: View<'_>) -> Result<(), Failure> {
+        const SETTLE: &str = "DELETE FROM sitepair.displaced WHERE flow = $1 AND table_schema = $2 AND table_name = $3 \
+             AND key = ANY ($4::text[]::jsonb[])";
+        let slots = 0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX);
+        let keys: Vec<String> = slots.map(|slot| key_json(&view.key(slot))).collect();
+        let name = &view.table.relation.table;
+        let settled = self.target.session.execute(SETTLE, &[&self.flow, &name.schema, &name.name, &keys]).await;
+        settled.map(|_| ()).map_err(|error| Failure::Fault(sqlstate::fault(&error)))
+    }
+
+    /// A table was emptied: nothing displaced from it comes back.
+    pub async fn settle_all(&mut self, table: &TableName) -> Result<(), Failure> {
+        const SETTLE: &str = "DELETE FROM sitepair.displaced WHERE flow = $1 AND table_schema = $2 AND table_name = $3";
+        let settled = self.target.session.execute(SETTLE, &[&self.flow, &table.schema, &table.name]).await;
+        settled.map(|_| ()).map_err(|error| Failure::Fault(sqlstate::fault(&error)))
+    }
+}
+
+fn numbers<'a>(slots: impl Iterator<Item = u32>) -> Param<'a> {
+    Param::Numbers(slots.map(i64::from).collect())
+}
+
+/// A key as a JSON array of texts, as `sitepair.displaced` and `sitepair.parked` hold it.
+pub(super) fn key_json(key: &[&crate::model::Datum]) -> String {
+    let texts: Vec<_> = key.iter().map(|value| value.as_bytes().map(String::from_utf8_lossy)).collect();
+    serde_json::to_string(&texts).unwrap_or_else(|_| "[]".to_owned())
+}
