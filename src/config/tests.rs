@@ -162,79 +162,57 @@ heartbeat_interval = \"10\"
     assert!(!problems.concat().contains("hunter2"));
 }
 
+const RULE: &str = "include = [\"public.account\"]";
+const FLOWS: &str = "[\"helsinki -> oulu\"]";
+
+/// What is replaced in the least file, by what, and the one problem that it then has.
+const REFUSALS: &[(&str, &str, &str)] = &[
+    ("pipeline = \"mssp\"", "pipeline = ", "F:1:12: error: not TOML: "),
+    (RULE, "include = [\"a\"]\ninclude = [\"b\"]", "F:9:1: error: not TOML: duplicate key"),
+    (RULE, "include = []", "F:8:11: error: the rule includes nothing"),
+    ("[topic]", "columns = { include = [\"a\"], exclude = [\"b\"] }\n[topic]", "F:9:1: error: columns has both"),
+    ("[topic]", "columns = { include = [] }\n[topic]", "F:9:23: error: no column would cross"),
+    ("[topic]", "lane = \"night\"\n[topic]", "F:9:8: error: a lane is not supported yet"),
+    ("[topic]", "truncate = \"cascade\"\n[topic]", "F:9:12: error: \"tables.0.truncate\" can't be \"cascade\""),
+    ("[[tables]]", "[tables]", "F:7:1: error: \"tables\" is no table; write it as [[tables]]"),
+    (FLOWS, "[]", "F:2:9: error: no flow"),
+    (FLOWS, "\"mesh\"", "F:2:9: error: a mesh is not supported yet"),
+    (
+        FLOWS,
+        "[\"helsinki -> oulu\", \"oulu -> helsinki\"]",
+        "F:2:9: error: 2 flows in one pipeline are not supported yet",
+    ),
+    (FLOWS, "[\"helsinki to oulu\"]", "F:2:9: error: \"helsinki to oulu\" is no flow"),
+    (FLOWS, "[\"oulu -> oulu\"]", "F:2:9: error: flow \"oulu -> oulu\" ends where it starts"),
+    ("host=b", "host=a", "F:6:12: error: sites helsinki and oulu are the same database"),
+    ("host=b", "sslcrl=b", "F:6:12: error: the keyword \"sslcrl\" is not supported"),
+    ("host=b", "host=${NOPE}", "F:6:12: error: the environment variable NOPE is not set"),
+    ("[topic]", "listen = \"7800\"\n[topic]", "F:9:1: error: unknown key \"tables.0.listen\""),
+    ("[[tables]]", "listen = \"7800\"\n[[tables]]", "F:7:10: error: \"7800\" is no address"),
+    ("[[tables]]", "url = \"peer\"\n[[tables]]", "F:7:7: error: a peer is dialled by http"),
+    ("[[tables]]", "tls = { cert = \"c\" }\n[[tables]]", "F:7:1: error: a certificate and its key"),
+    ("[[tables]]", "password_file = \"none\"\n[[tables]]", "F:7:17: error: the password file "),
+    (
+        "[[tables]]",
+        "admin_password_file = \"none\"\n[[tables]]",
+        "F:7:23: error: site oulu has admin_password_file but no admin",
+    ),
+    ("[topic]", "[topic]\nkind = \"kafka\"", "F:10:8: error: topic.kind other than \"embedded\" is not supported yet"),
+    ("[topic]", "[topic]\nkind = \"peer\"", "F:10:8: error: topic.kind other than"),
+    ("[topic]", "[topic]\nspool = \"/s\"", "F:10:9: error: \"topic.spool\" goes with kind"),
+    ("path = \"topic\"", "path = \"\"", "F:10:8: error: \"topic.path\" is empty"),
+    ("[topic]", "[schedule]\nmode = \"manual\"\n[topic]", "F:10:8: error: a schedule is not supported yet"),
+    ("[topic]", "[schedule]\nopens = \"0 22 * * *\"\n[topic]", "F:10:9: error: a schedule is not supported yet"),
+    ("[topic]", "[copy]\nworkers = 0\n[topic]", "F:10:11: error: \"copy.workers\" is not a whole number"),
+    ("[topic]", "[copy]\nmax_rate = \"50\"\n[topic]", "F:10:12: error: \"50\" is no rate"),
+    ("[topic]", "[wal]\nlimit = \"1GiB\"\non_limit = \"x\"\n[topic]", "F:11:12: error: \"wal.on_limit\" can't be"),
+    ("[topic]", "[tunning]\n[topic]", "F:9:2: error: unknown key \"tunning\"; did you mean \"tuning\"?"),
+];
+
 #[test]
 fn each_refusal_names_its_place() {
-    let rule = "include = [\"public.account\"]";
-    for (text, expected) in [
-        ("pipeline = ".to_owned(), "F:1:12: error: not TOML: "),
-        (least((rule, "include = [\"a\"]\ninclude = [\"b\"]"), ""), "F:9:1: error: not TOML: duplicate key"),
-        (least((rule, "include = []"), ""), "F:8:11: error: the rule includes nothing"),
-        (
-            least((rule, &format!("{rule}\ncolumns = {{ include = [\"a\"], exclude = [\"b\"] }}")), ""),
-            "F:9:1: error: columns has both",
-        ),
-        (least((rule, &format!("{rule}\ncolumns = {{ include = [] }}")), ""), "F:9:23: error: no column would cross"),
-        (least((rule, &format!("{rule}\nlane = \"night\"")), ""), "F:9:8: error: a lane is not supported yet"),
-        (
-            least((rule, &format!("{rule}\ntruncate = \"cascade\"")), ""),
-            "F:9:12: error: \"tables.0.truncate\" can't be \"cascade\"",
-        ),
-        (least(("[[tables]]", "[tables]"), ""), "F:7:1: error: \"tables\" is no table; write it as [[tables]]"),
-        (least(("[\"helsinki -> oulu\"]", "[]"), ""), "F:2:9: error: no flow"),
-        (least(("[\"helsinki -> oulu\"]", "\"mesh\""), ""), "F:2:9: error: a mesh is not supported yet"),
-        (
-            least(("[\"helsinki -> oulu\"]", "[\"helsinki -> oulu\", \"oulu -> helsinki\"]"), ""),
-            "F:2:9: error: 2 flows in one pipeline are not supported yet",
-        ),
-        (
-            least(("[\"helsinki -> oulu\"]", "[\"helsinki to oulu\"]"), ""),
-            "F:2:9: error: \"helsinki to oulu\" is no flow",
-        ),
-        (
-            least(("[\"helsinki -> oulu\"]", "[\"oulu -> oulu\"]"), ""),
-            "F:2:9: error: flow \"oulu -> oulu\" ends where it starts",
-        ),
-        (least(("host=b", "host=a"), ""), "F:6:12: error: sites helsinki and oulu are the same database"),
-        (least(("host=b", "sslcrl=b"), ""), "F:6:12: error: the keyword \"sslcrl\" is not supported"),
-        (least(("host=b", "host=${NOPE}"), ""), "F:6:12: error: the environment variable NOPE is not set"),
-        (least(("[topic]", "listen = \"7800\"\n[topic]"), ""), "F:9:1: error: unknown key \"tables.0.listen\""),
-        (least(("[[tables]]", "listen = \"7800\"\n[[tables]]"), ""), "F:7:10: error: \"7800\" is no address"),
-        (least(("[[tables]]", "url = \"peer\"\n[[tables]]"), ""), "F:7:7: error: a peer is dialled by http"),
-        (least(("[[tables]]", "tls = { cert = \"c\" }\n[[tables]]"), ""), "F:7:1: error: a certificate and its key"),
-        (least(("[[tables]]", "password_file = \"none\"\n[[tables]]"), ""), "F:7:17: error: the password file "),
-        (
-            least(("[[tables]]", "admin_password_file = \"none\"\n[[tables]]"), ""),
-            "F:7:23: error: site oulu has admin_password_file but no admin",
-        ),
-        (
-            least(("[topic]", "[topic]\nkind = \"kafka\""), ""),
-            "F:10:8: error: topic.kind other than \"embedded\" is not supported yet",
-        ),
-        (least(("[topic]", "[topic]\nkind = \"peer\""), ""), "F:10:8: error: topic.kind other than"),
-        (least(("[topic]", "[topic]\nspool = \"/s\""), ""), "F:10:9: error: \"topic.spool\" goes with kind"),
-        (least(("path = \"topic\"", "path = \"\""), ""), "F:10:8: error: \"topic.path\" is empty"),
-        (
-            least(("[topic]", "[topic]"), "[schedule]\nmode = \"manual\""),
-            "F:12:8: error: a schedule is not supported yet",
-        ),
-        (
-            least(("[topic]", "[topic]"), "[schedule]\nopens = \"0 22 * * *\""),
-            "F:12:9: error: a schedule is not supported yet",
-        ),
-        (
-            least(("[topic]", "[topic]"), "[copy]\nworkers = 0"),
-            "F:12:11: error: \"copy.workers\" is not a whole number",
-        ),
-        (least(("[topic]", "[topic]"), "[copy]\nmax_rate = \"50\""), "F:12:12: error: \"50\" is no rate"),
-        (
-            least(("[topic]", "[topic]"), "[wal]\nlimit = \"1GiB\"\non_limit = \"x\""),
-            "F:13:12: error: \"wal.on_limit\" can't be",
-        ),
-        (
-            least(("[topic]", "[topic]"), "[tunning]\n"),
-            "F:11:2: error: unknown key \"tunning\"; did you mean \"tuning\"?",
-        ),
-    ] {
+    for (old, new, expected) in REFUSALS {
+        let text = least((old, new), "");
         let problems = load_with(&text, &[], &[]).unwrap_err();
         assert!(problems.len() == 1 && problems[0].starts_with(expected), "{expected}\n{problems:#?}\n{text}");
     }

@@ -5,6 +5,8 @@
 
 mod filter;
 mod select;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

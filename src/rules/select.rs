@@ -238,6 +238,9 @@ fn check_identity(table: &CatalogTable, key: &CatalogIndex, report: &mut Report<
             Some(_) => "its primary key, on which its replica identity rests, is deferrable",
             None => "it has no primary key and its replica identity is DEFAULT",
         },
+        ReplicaIdentity::Index if table.kind == TableKind::PartitionRoot => {
+            "a partition has a replica identity index of its own"
+        }
         ReplicaIdentity::Index => "the index of its replica identity is gone",
         ReplicaIdentity::Nothing => "its replica identity is NOTHING",
     };

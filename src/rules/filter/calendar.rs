@@ -22,8 +22,22 @@ const LAST_DATE: i64 = 2_145_031_948;
 /// 294277-01-01, the first day that is no timestamp any more.
 const TIMESTAMP_END_DAY: i64 = 106_751_983;
 
+/// What a constant means, as [`read`] has it; `None` for what the type's input function refuses as out of range.
+pub(super) fn constant(text: &str, form: Form) -> Option<i64> {
+    let in_range = |value: &i64| match form {
+        _ if matches!(*value, i64::MIN | i64::MAX) => true,
+        Form::Time => true,
+        Form::Date => (FIRST_DAY..=LAST_DATE).contains(value),
+        Form::Timestamp | Form::TimestampTz => {
+            (FIRST_DAY * MICROS_PER_DAY..TIMESTAMP_END_DAY * MICROS_PER_DAY).contains(value)
+        }
+    };
+    read(text, form).filter(in_range)
+}
+
 /// What the text means, in the unit of its form; `i64::MIN` and `i64::MAX` stand for the infinities. `None` for any other
-/// notation than ISO 8601 as PostgreSQL prints it, with `T` allowed between date and time.
+/// notation than ISO 8601 as PostgreSQL prints it, with `T` allowed between date and time. A stored value may lie past
+/// the end of its type: `timestamptz(0)` rounds the last second of 294276 up.
 pub(super) fn read(text: &str, form: Form) -> Option<i64> {
     if form == Form::Time {
         return read_time(text, true);
@@ -40,21 +54,18 @@ pub(super) fn read(text: &str, form: Form) -> Option<i64> {
     };
     let day = read_date(date, before_christ)?;
     match form {
-        Form::Date => (rest.is_none() && (FIRST_DAY..=LAST_DATE).contains(&day)).then_some(day),
+        Form::Date => rest.is_none().then_some(day),
         Form::Time => None,
-        Form::Timestamp => in_range(day, rest.map_or(Some(0), |time| read_time(time, false))?, 0),
+        Form::Timestamp => micros_at(day, rest.map_or(Some(0), |time| read_time(time, false))?, 0),
         Form::TimestampTz => {
             let (time, offset) = split_offset(rest?)?;
-            in_range(day, read_time(time, false)?, offset)
+            micros_at(day, read_time(time, false)?, offset)
         }
     }
 }
 
-/// Microseconds, checked against the type's range.
-fn in_range(day: i64, micros: i64, offset_seconds: i64) -> Option<i64> {
-    let value =
-        day.checked_mul(MICROS_PER_DAY)?.checked_add(micros)?.checked_sub(offset_seconds * MICROS_PER_SECOND)?;
-    (FIRST_DAY * MICROS_PER_DAY..TIMESTAMP_END_DAY * MICROS_PER_DAY).contains(&value).then_some(value)
+fn micros_at(day: i64, micros: i64, offset_seconds: i64) -> Option<i64> {
+    day.checked_mul(MICROS_PER_DAY)?.checked_add(micros)?.checked_sub(offset_seconds * MICROS_PER_SECOND)
 }
 
 /// `YYYY-MM-DD`, the year with four to seven digits, as days since 2000-01-01.
@@ -173,14 +184,31 @@ mod tests {
             ("2000-01-01 00:00:00+0", Form::TimestampTz, None),
             ("2000-01-01 00:00:00+", Form::TimestampTz, None),
         ] {
-            assert_eq!(read(text, form), value, "{text:?} as {form:?}");
+            assert_eq!(constant(text, form), value, "{text:?} as {form:?}");
         }
     }
 
     #[test]
+    fn a_stored_value_may_lie_past_the_end() {
+        let text = "294277-01-01 00:00:00+00";
+        assert_eq!(read(text, Form::TimestampTz), Some(TIMESTAMP_END_DAY * MICROS_PER_DAY));
+        assert_eq!(constant(text, Form::TimestampTz), None);
+    }
+
+    #[test]
     fn no_text_can_panic() {
-        for text in ["", " ", "-", "+", "é", "2000-01-01 é+é0", "2000-01-01 00:00:00+é", "----", "9999999-12-31 23:59Z"]
-        {
+        for text in [
+            "",
+            " ",
+            "-",
+            "+",
+            "é",
+            "2000-01-01 é+é0",
+            "2000-01-01 00:00:00+é",
+            "----",
+            "9999999-12-31 23:59Z",
+            "9999999-12-31 23:59",
+        ] {
             for form in [Form::Date, Form::Time, Form::Timestamp, Form::TimestampTz] {
                 assert_eq!(read(text, form), None, "{text:?}");
             }

@@ -66,7 +66,7 @@ pub(super) fn read_as(kind: &Type, text: &str) -> Result<Constant, Refusal> {
             _ => refuse("write it in hex, as '\\x00ff'"),
         },
         Type::Uuid => read_uuid(text).map_or_else(|| refuse("write 32 hex digits"), |value| Ok(Constant::Uuid(value))),
-        Type::Calendar(form) => match calendar::read(&text.replace("Infinity", "infinity"), *form) {
+        Type::Calendar(form) => match calendar::constant(&text.replace("Infinity", "infinity"), *form) {
             Some(value) => Ok(Constant::Integer(value)),
             None => refuse(calendar_remedy(*form)),
         },
@@ -178,7 +178,7 @@ fn typed_beside(column: &Type, kind: &Type, listed: bool) -> Result<Type, Refusa
 }
 
 fn midnight(date: &str) -> Result<Constant, Refusal> {
-    match calendar::read(date, Form::Timestamp) {
+    match calendar::constant(date, Form::Timestamp) {
         Some(value) => Ok(Constant::Integer(value)),
         None => Err((format!("date '{date}' is out of timestamp's range"), "write a timestamp".to_owned())),
     }

@@ -34,6 +34,10 @@ impl Type {
     /// never change.
     pub(super) fn of(column: &CatalogColumn) -> Option<Type> {
         if !column.enum_labels.is_empty() {
+            // A domain over an enum has no comparison operators at all.
+            if column.type_kind == b'd' {
+                return None;
+            }
             return Some(Type::Enum(column.base_type_oid, column.enum_labels.clone().into()));
         }
         Some(match column.base_type_oid {

@@ -296,8 +296,9 @@ impl<'a> Typing<'a> {
             Expr::Identifier(name) => {
                 let column = self.column(name)?;
                 // A row value is NULL when all its fields are. No table has a domain over a catalog's row type.
-                let may_be_row = column.type_kind == b'c'
-                    || (column.type_kind == b'd' && column.base_type_oid >= 10_000 && Type::of(column).is_none());
+                let base_is_row =
+                    column.base_type_oid >= 10_000 && Type::of(column).is_none() && column.enum_labels.is_empty();
+                let may_be_row = column.type_kind == b'c' || (column.type_kind == b'd' && base_is_row);
                 if may_be_row {
                     let what = format!(
                         "IS NULL on column \"{}\" of type {}, which may be a row type",
@@ -361,6 +362,10 @@ fn constant(expression: &Expr) -> Result<Literal, Refusal> {
             }
             _ => Err(unsupported(expression)),
         },
+        // Named as a whole, not by the column inside.
+        Expr::UnaryOp { expr, .. } | Expr::Cast { expr, .. } if matches!(**expr, Expr::Identifier(_)) => {
+            Err(unsupported(expression))
+        }
         Expr::UnaryOp { op: op @ (UnaryOperator::Minus | UnaryOperator::Plus), expr } => match constant(expr)? {
             Literal::Number(text) if *op == UnaryOperator::Plus => Ok(Literal::Number(text)),
             Literal::Number(text) => match text.strip_prefix('-') {
