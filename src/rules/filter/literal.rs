@@ -2,7 +2,7 @@
 
 use super::calendar::{self, Form};
 use super::decimal;
-use super::types::Type;
+use super::kind::Type;
 use super::value::{Constant, Reading, read_uuid};
 use crate::model::names::quote_literal;
 

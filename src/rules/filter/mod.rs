@@ -5,11 +5,11 @@
 
 mod calendar;
 mod decimal;
+mod kind;
 mod like;
 mod literal;
 mod node;
 mod sql;
-mod types;
 mod typing;
 mod value;
 

@@ -5,10 +5,10 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Token as Lexeme;
 
+use super::kind::{Type, collation_objection};
 use super::like::Pattern;
 use super::literal::{Literal, Refusal, beside, read_as};
 use super::node::{Node, Operand, Operator};
-use super::types::{Type, collation_objection};
 use super::value::{Constant, Reading};
 use crate::model::catalog::{CatalogColumn, CatalogTable, Generation};
 
