@@ -15,6 +15,7 @@ mod appends;
 mod table;
 
 pub mod identity;
+mod lookup;
 mod outlet;
 mod pace;
 mod ports;

@@ -59,7 +59,7 @@ where
     match read(&mut translator, &mut outlet).await {
         Err(fault) if fault.code == Code::Interrupted && *outlet.stop.borrow() => {}
         // Three of these at one position end the flow (P7), so the fault says where the stream stood.
-        Err(fault) if fault.code == Code::WalsenderFailed => {
+        Err(fault) if matches!(fault.code, Code::WalsenderFailed | Code::DecodeFailed) => {
             return Err(fault.at(format!("after {}", outlet.committed)));
         }
         ended => ended?,

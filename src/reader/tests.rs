@@ -136,7 +136,7 @@ async fn columns_follow_the_rule_as_the_shape_changes() {
 #[tokio::test(start_paused = true)]
 async fn what_can_not_be_carried_stops_the_flow() {
     let cases: [(&str, Vec<Bytes>, Code); 10] = [
-        ("unknown table", tx(200, vec![relation(9, "other", b'd', &["*id"])]), Code::UnknownRelation),
+        ("unknown table", tx(200, vec![relation(9, "other", b'd', &["*id"]), delete(9, "K1")]), Code::UnknownRelation),
         ("identity nothing", tx(200, vec![relation(1, "acc", b'n', &["id", "grp"])]), Code::NoKey),
         ("identity elsewhere", tx(200, vec![relation(1, "acc", b'i', &["id", "*grp"])]), Code::NoKey),
         ("key dropped", tx(200, vec![relation(1, "acc", b'd', &["grp"])]), Code::NoKey),

@@ -41,7 +41,7 @@ pub struct Translator<L> {
     lookup: Arc<L>,
     flow: FlowName,
     selected: HashMap<TableName, Selected>,
-    tables: HashMap<u32, Table>,
+    tables: HashMap<u32, Known>,
     types: HashMap<u32, String>,
     seen: BTreeMap<String, Lsn>,
     open: Option<Open>,
@@ -195,6 +195,11 @@ impl<L: Lookup> Translator<L> {
     }
 
     async fn relation<S: Source>(&mut self, message: &RelationMessage<'_>, outlet: &mut Outlet<S>) -> Result<()> {
+        let name = TableName::new(message.schema, message.name);
+        let Some(selected) = self.selected.get(&name) else {
+            self.tables.insert(message.oid, Known::Other(name));
+            return Ok(());
+        };
         let mut types = Vec::with_capacity(message.columns.len());
         for column in &message.columns {
             let known = self.types.get(&column.type_oid).cloned();
@@ -208,15 +213,7 @@ impl<L: Lookup> Translator<L> {
                 }
             });
         }
-        let name = TableName::new(message.schema, message.name);
-        let selected = self.selected.get(&name).ok_or_else(|| {
-            let slot = self.flow.object();
-            Fault::new(
-                Code::UnknownRelation,
-                format!("publication \"{slot}\" sent table {name}, which no rule selects"),
-            )
-        })?;
-        self.tables.insert(message.oid, Table::bind(message, selected, &types)?);
+        self.tables.insert(message.oid, Known::Selected(Table::bind(message, selected, &types)?));
         Ok(())
     }
 
@@ -322,6 +319,14 @@ impl<L: Lookup> Translator<L> {
     }
 }
 
+/// A relation whose shape came.
+enum Known {
+    /// A rule selects it.
+    Selected(Table),
+    /// None does. Shapes of partitions come beside their root's; a change of one must not.
+    Other(TableName),
+}
+
 /// Writes the changes of the open transaction.
 struct Pen {
     writer: Writer,
@@ -366,12 +371,17 @@ impl Pen {
 /// The open transaction and the table that a change belongs to.
 fn change<'a>(
     open: &'a mut Option<Open>,
-    tables: &'a HashMap<u32, Table>,
+    tables: &'a HashMap<u32, Known>,
     oid: u32,
 ) -> Result<(&'a mut Open, &'a Table)> {
     let open = open.as_mut().ok_or_else(|| bad("a change outside of a transaction"))?;
-    let table = tables.get(&oid).ok_or_else(|| bad(&format!("a change of relation {oid}, whose shape never came")))?;
-    Ok((open, table))
+    match tables.get(&oid) {
+        Some(Known::Selected(table)) => Ok((open, table)),
+        Some(Known::Other(name)) => {
+            Err(Fault::new(Code::UnknownRelation, format!("a change of table {name} came, which no rule selects")))
+        }
+        None => Err(bad(&format!("a change of relation {oid}, whose shape never came"))),
+    }
 }
 
 async fn fetch<S: Source, L: Lookup>(

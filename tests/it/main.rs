@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod filter;
+mod reader;
 mod replication;
 mod session;
 mod support;
