@@ -15,6 +15,8 @@ pub const INSIDE_TRANSACTION: &str = "inside-transaction";
 pub const BEFORE_COMMIT: &str = "before-commit";
 /// The target has committed a group, nothing else happened.
 pub const AFTER_COMMIT: &str = "after-commit";
+/// Before each step of a deploy, after the last one, and wherever a step has left something that the next deploy must find.
+pub const DEPLOY_STEP: &str = "deploy-step";
 
 /// Ends the process if the environment asks for it here and now.
 pub fn pass(name: &str) {

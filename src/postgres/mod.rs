@@ -21,6 +21,7 @@ mod tls;
 
 pub mod catalog;
 pub mod fetch;
+pub mod flow;
 pub mod origin;
 pub mod publication;
 pub mod replication;

@@ -1,0 +1,31 @@
+-- A source: who its flows are (one row for each).
+--
+-- A row without start_lsn is a deploy that did not finish: its slot, if there is one, was read by nobody, and the next
+-- deploy makes it anew.
+
+CREATE TABLE IF NOT EXISTS sitepair.flow (
+    flow          text PRIMARY KEY,
+    flow_id       uuid NOT NULL UNIQUE,
+    pipeline      text NOT NULL,
+    lane          text,
+    from_site     text NOT NULL,
+    to_site       text NOT NULL,
+    start_lsn     pg_lsn,
+    system_id     numeric(20) NOT NULL,
+    timeline      bigint NOT NULL,
+    slot          text NOT NULL,
+    database      text NOT NULL,
+    database_oid  oid NOT NULL,
+    held_rows     text[] NOT NULL DEFAULT '{}',
+    entering      text[] NOT NULL DEFAULT '{}',
+    entering_xmax xid8,
+    created_at    timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE sitepair.flow IS 'identity of each flow that starts here';
+COMMENT ON COLUMN sitepair.flow.flow_id IS 'made at deploy; every record and checkpoint of the flow carries it';
+COMMENT ON COLUMN sitepair.flow.start_lsn IS 'the slot''s consistent point, where the topic opens; null while a deploy is unfinished';
+COMMENT ON COLUMN sitepair.flow.system_id IS 'system identifier of the cluster that made the slot';
+COMMENT ON COLUMN sitepair.flow.held_rows IS 'tables ("site: schema.table") that held rows when the slot became consistent';
+COMMENT ON COLUMN sitepair.flow.entering IS 'tables that were added to the publication later and are not yet known to have been empty';
+COMMENT ON COLUMN sitepair.flow.entering_xmax IS 'first transaction id that was not yet in use once they were in the publication';

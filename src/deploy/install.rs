@@ -1,0 +1,183 @@
+//! Runs the steps of a plan.
+//!
+//! Order (H1): schema and rights, publication, slot with its snapshot, emptiness in that snapshot, then the flow's row gets
+//! its start. Whatever moment the process dies at, the next deploy finds either the step undone or a mark that it began.
+
+use std::time::Duration;
+
+use crate::failpoint;
+use crate::model::record::{FlowIdentity, Genesis};
+use crate::model::{Code, Fault, Lsn, Result, TableName};
+use crate::postgres::flow::{self, Entering};
+use crate::postgres::replication::Replication;
+use crate::postgres::{origin, sqlstate};
+use crate::rules::Selected;
+
+use super::emptiness;
+use super::plan::{self, FlowPlan};
+use super::server::Node;
+use super::slot;
+use super::step::{End, Step};
+
+/// How the source's sessions are called.
+const APPLICATION: &str = "sitepair deploy";
+
+/// Runs every step of the plan in order.
+pub(super) async fn run(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Result<()> {
+    for step in &plan.steps {
+        failpoint::pass(failpoint::DEPLOY_STEP);
+        let change = step.change(plan.flow);
+        step_once(plan, step, timeout).await.map_err(|fault| fault.at(&change.site))?;
+        tracing::info!(flow = %plan.flow, site = %change.site, "{}", change.what);
+    }
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    Ok(())
+}
+
+async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) -> Result<()> {
+    match step {
+        Step::Run { end, file, sql, noted } => {
+            let note = if *noted { file.note() } else { String::new() };
+            batch(node(plan, *end)?, &[sql.clone(), note]).await
+        }
+        Step::Grant { end, sql } => batch(node(plan, *end)?, std::slice::from_ref(sql)).await,
+        Step::Origin => origin::create(&node(plan, End::Target)?.session, &plan.flow.object()).await.map(|_| ()),
+        Step::Publish { statements, .. } => batch(node(plan, End::Source)?, statements).await,
+        Step::Enter { tables, statements } => enter(plan, tables, statements, timeout).await,
+        Step::Settle { tables } => {
+            let entering = flow::entering(&node(plan, End::Source)?.session, plan.flow).await?;
+            settle(plan, tables, entering, timeout).await
+        }
+        Step::Start { .. } => start(plan, timeout).await,
+    }
+}
+
+fn node<'a>(plan: &FlowPlan<'a>, end: End) -> Result<&'a Node<'a>> {
+    let node = match end {
+        End::Source => plan.source,
+        End::Target => plan.target,
+    };
+    node.ok_or_else(|| Fault::new(Code::Usage, "a step for a site that --only leaves out"))
+}
+
+/// Several statements in one transaction.
+async fn batch(node: &Node<'_>, statements: &[String]) -> Result<()> {
+    let sql = format!("BEGIN;\n{}\nCOMMIT;", statements.join("\n"));
+    match node.session.batch_execute(&sql).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            // The session stays in the failed transaction otherwise; if even this fails, the first fault says why.
+            let _ = node.session.batch_execute("ROLLBACK").await;
+            Err(sqlstate::fault(&error))
+        }
+    }
+}
+
+/// Makes the slot and notes the flow.
+async fn start(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Result<()> {
+    let source = node(plan, End::Source)?;
+    let object = plan.flow.object();
+    let mut identity = identity(plan, source).await?;
+    flow::begin(&source.session, &identity).await?;
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    slot::drop_slot(source, &object).await?;
+    let mut replication = Replication::connect(&source.site.postgres, APPLICATION).await?;
+    let created = slot::create(source, &mut replication, &object, timeout).await?;
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    let every: Vec<&Selected> = plan.selected.iter().collect();
+    let mut held = plan::noted(source.name(), emptiness::filled_at(source, &created.snapshot, &every).await?);
+    match plan.target {
+        Some(target) => held.extend(plan::noted(target.name(), emptiness::filled(target, &every).await?)),
+        None => held.push(format!("{}: not looked at (--only)", plan.flow.to)),
+    }
+    identity.start_lsn = created.consistent_lsn;
+    identity.held_rows = held;
+    flow::write(&source.session, &identity).await
+}
+
+async fn identity(plan: &FlowPlan<'_>, source: &Node<'_>) -> Result<FlowIdentity> {
+    let (system_id, timeline) = plan::system(source).await?;
+    let sql = "SELECT oid FROM pg_database WHERE datname = current_database()";
+    let row = source.session.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(FlowIdentity {
+        name: plan.flow.clone(),
+        flow_id: uuid::Uuid::new_v4(),
+        start_lsn: Lsn::ZERO,
+        genesis: Genesis {
+            pipeline: plan.flow.pipeline.clone(),
+            from: plan.flow.from.clone(),
+            to: plan.flow.to.clone(),
+            system_id,
+            timeline,
+            slot: plan.flow.object(),
+            database: source.server.database.clone(),
+            database_oid: row.get(0),
+        },
+        held_rows: Vec::new(),
+    })
+}
+
+/// Adds empty tables to the publication of a running flow. Until [`settle`] has ended, `sitepair.flow` says so.
+async fn enter(
+    plan: &FlowPlan<'_>,
+    tables: &[TableName],
+    statements: &[String],
+    timeout: Option<Duration>,
+) -> Result<()> {
+    let source = node(plan, End::Source)?;
+    let mut entering = flow::entering(&source.session, plan.flow).await?;
+    entering.tables.extend(tables.iter().map(ToString::to_string));
+    entering.xmax = None;
+    let fault = |error| sqlstate::fault(&error);
+    source.session.batch_execute("BEGIN").await.map_err(fault)?;
+    let done = async {
+        flow::set_entering(&source.session, plan.flow, &entering).await?;
+        source.session.batch_execute(&statements.join("\n")).await.map_err(fault)
+    };
+    if let Err(fault) = done.await {
+        // The first fault says why; a session that can't even roll back ends with the command.
+        let _ = source.session.batch_execute("ROLLBACK").await;
+        return Err(fault);
+    }
+    source.session.batch_execute("COMMIT").await.map_err(fault)?;
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    settle(plan, tables, entering, timeout).await
+}
+
+/// Waits until no transaction is left that began before the publication had the tables, and takes out the tables that
+/// such a transaction filled: the stream has not all of them (H1).
+async fn settle(
+    plan: &FlowPlan<'_>,
+    tables: &[TableName],
+    mut entering: Entering,
+    timeout: Option<Duration>,
+) -> Result<()> {
+    let source = node(plan, End::Source)?;
+    let client = &source.session;
+    let xmax = match entering.xmax {
+        Some(xmax) => xmax,
+        None => slot::next_xid(client).await?,
+    };
+    entering.xmax = Some(xmax);
+    flow::set_entering(client, plan.flow, &entering).await?;
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    slot::outwait(client, xmax, timeout, "adding tables to the publication").await?;
+    let filled = emptiness::filled_before(source, xmax, tables).await?;
+    if filled.is_empty() {
+        return flow::set_entering(client, plan.flow, &Entering::default()).await;
+    }
+    let names = |mark: &dyn Fn(&TableName) -> String| filled.iter().map(mark).collect::<Vec<_>>().join(", ");
+    let publication = crate::model::names::quote_ident(&plan.flow.object());
+    let out =
+        format!("ALTER PUBLICATION {publication} DROP TABLE {};", names(&|table| format!("ONLY {}", table.sql())));
+    let reset = format!(
+        "UPDATE sitepair.flow SET entering = '{{}}', entering_xmax = NULL WHERE flow = {};",
+        crate::model::names::quote_literal(&plan.flow.to_string())
+    );
+    batch(source, &[out, reset]).await?;
+    let what = format!(
+        "{} got rows from transactions that began before the publication had it",
+        names(&|table| table.to_string())
+    );
+    Err(Fault::new(Code::NeedsCopy, what).remedy("empty these tables at both sites, then run `sitepair deploy` again"))
+}

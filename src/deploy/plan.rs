@@ -1,0 +1,446 @@
+//! A flow as both sites have it, what is in its way, and the steps that lead to where it should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Pipeline;
+use crate::model::catalog::CatalogTable;
+use crate::model::names::quote_ident;
+use crate::model::record::FlowIdentity;
+use crate::model::{Code, Fault, FlowName, Lsn, Result, TableName};
+use crate::postgres::flow::{self, FlowState};
+use crate::postgres::publication::PublicationState;
+use crate::postgres::slot::SlotState;
+use crate::postgres::{catalog, origin, sqlstate};
+use crate::rules::{self, Selected};
+
+use super::authority;
+use super::details::Details;
+use super::emptiness;
+use super::finding::{Finding, Findings, Severity};
+use super::publication;
+use super::rights::{self, Missing};
+use super::script::{self, File, Values};
+use super::server::{self, Node};
+use super::slot;
+use super::step::{End, Step};
+use super::tables::{self, Pair};
+
+/// What the tables of a flow were found to be.
+pub(super) struct FlowPlan<'a> {
+    pub(super) flow: &'a FlowName,
+    pub(super) source: Option<&'a Node<'a>>,
+    pub(super) target: Option<&'a Node<'a>>,
+    pub(super) selected: Vec<Selected>,
+    pub(super) findings: Vec<Finding>,
+    /// A finding that is more than an obstacle: going on could lose or distort data.
+    pub(super) guard: Option<Fault>,
+    pub(super) steps: Vec<Step>,
+}
+
+/// What the source has of a flow.
+struct SourceState {
+    state: FlowState,
+    slot: Option<SlotState>,
+    publication: Option<PublicationState>,
+    entering: flow::Entering,
+    system: (u64, u32),
+}
+
+/// Looks at both ends (those given) of a flow.
+pub(super) async fn survey<'a>(
+    pipeline: &'a Pipeline,
+    flow: &'a FlowName,
+    source: Option<&'a Node<'a>>,
+    target: Option<&'a Node<'a>>,
+) -> Result<FlowPlan<'a>> {
+    let (selected, findings) = match source {
+        Some(source) => select(pipeline, source).await?,
+        None => (Vec::new(), Vec::new()),
+    };
+    let mut plan = FlowPlan { flow, source, target, selected, findings, guard: None, steps: Vec::new() };
+    let state = match source {
+        Some(source) => Some(source_state(source, flow).await?),
+        None => None,
+    };
+    if let Some(target) = target {
+        survey_target(&mut plan, target, state.as_ref()).await?;
+    }
+    if let (Some(source), Some(state)) = (source, state) {
+        survey_source(&mut plan, pipeline, source, &state).await?;
+    }
+    plan.findings.sort_by_key(|finding| finding.severity);
+    Ok(plan)
+}
+
+/// The tables that the rules select at the source, and the rules' problems as findings.
+async fn select(pipeline: &Pipeline, source: &Node<'_>) -> Result<(Vec<Selected>, Vec<Finding>)> {
+    let tables = catalog::tables(&source.session).await.map_err(|fault| fault.at(source.name()))?;
+    let mut found = Findings::at(source.name());
+    for problem in rules::findings(&pipeline.tables, &tables) {
+        let severity = if problem.blocking { Severity::Blocking } else { Severity::Warning };
+        found.add(severity, problem.place, problem.what, problem.remedy);
+    }
+    Ok((rules::select(&pipeline.tables, &tables).unwrap_or_default(), found.into_vec()))
+}
+
+async fn source_state(source: &Node<'_>, flow: &FlowName) -> Result<SourceState> {
+    let (client, object) = (&source.session.client, flow.object());
+    let at = |fault: Fault| fault.at(source.name());
+    Ok(SourceState {
+        state: flow::state(client, flow).await.map_err(at)?,
+        slot: crate::postgres::slot::state(client, &object).await.map_err(at)?,
+        publication: crate::postgres::publication::state(client, &object).await.map_err(at)?,
+        entering: flow::entering(client, flow).await.map_err(at)?,
+        system: system(source).await?,
+    })
+}
+
+/// System identifier and timeline of the cluster.
+pub(super) async fn system(node: &Node<'_>) -> Result<(u64, u32)> {
+    let sql = "SELECT system_identifier, (pg_control_checkpoint()).timeline_id FROM pg_control_system()";
+    let row = node.session.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error).at(node.name()))?;
+    // The server prints the identifier unsigned in IDENTIFY_SYSTEM and returns the same 64 bits signed here.
+    Ok((row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i32>(1).cast_unsigned()))
+}
+
+async fn survey_source(
+    plan: &mut FlowPlan<'_>,
+    pipeline: &Pipeline,
+    source: &Node<'_>,
+    at: &SourceState,
+) -> Result<()> {
+    let mut found = Findings::at(source.name());
+    server::check_source(source, plan.flow, &pipeline.wal, at.slot.is_some(), &mut found);
+    server::check_others(source, plan.flow, true, &mut found).await?;
+    let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
+    let details = Details::read(source, &oids).await?;
+    tables::check_source(&plan.selected, &details, &source.login.name, &mut found);
+    let missing = rights::missing_at_source(source, &plan.selected).await?;
+    let files = [script::SCHEMA, script::SOURCE];
+    install(plan, source, End::Source, &files, script::SOURCE_GRANTS, &missing, &mut found).await?;
+    plan.guard = guard(plan.flow, source, at);
+    if let Some(fault) = &plan.guard {
+        found.blocking(
+            format!("slot {}", plan.flow.object()),
+            &fault.what,
+            fault.remedy.as_deref().unwrap_or_default(),
+        );
+    }
+    if !plan.selected.is_empty() && plan.guard.is_none() {
+        move_on(plan, source, at, &mut found).await?;
+    }
+    let tables: Vec<&TableName> = plan.selected.iter().map(|each| &each.table.table).collect();
+    authority::check(source, End::Source, &plan.steps, &tables, &mut found).await?;
+    plan.findings.extend(found.into_vec());
+    Ok(())
+}
+
+/// What forbids to go on with the flow as the source has it.
+fn guard(flow: &FlowName, source: &Node<'_>, at: &SourceState) -> Option<Fault> {
+    let object = flow.object();
+    let anew = "find out why; then run `sitepair undeploy` and `sitepair deploy` to start anew";
+    let foreign = at.slot.as_ref().and_then(|slot| slot::foreign(slot, &source.server.database));
+    let fault = |code, what: String, remedy: &str| Some(Fault::new(code, what).at(source.name()).remedy(remedy));
+    match (&at.state, &at.slot) {
+        (FlowState::Absent, Some(_)) => {
+            let drop = format!("SELECT pg_drop_replication_slot('{object}'); -- if nobody needs it; then deploy again");
+            fault(Code::ForeignSlot, format!("slot {object} exists, and sitepair.flow knows nothing of it"), &drop)
+        }
+        (FlowState::Absent | FlowState::Unfinished, _) => None,
+        (FlowState::Deployed(identity), _) if foreign_system(identity, at) => {
+            let what = format!(
+                "flow {flow} was deployed on another cluster (system identifier {})",
+                identity.genesis.system_id
+            );
+            fault(Code::SourceChanged, what, anew)
+        }
+        (FlowState::Deployed(_), None) => {
+            fault(Code::SlotLost, format!("flow {flow} was deployed and its slot {object} is gone"), anew)
+        }
+        (FlowState::Deployed(_), Some(slot)) if slot.invalidation.is_some() => {
+            fault(Code::SlotLost, format!("slot {object} was invalidated: its WAL is gone"), anew)
+        }
+        (FlowState::Deployed(identity), Some(slot)) => match foreign {
+            Some(why) => {
+                fault(Code::ForeignSlot, format!("slot {object} is not the one that deploy made: {why}"), anew)
+            }
+            None if slot.confirmed_flush_lsn.is_some_and(|confirmed| confirmed < identity.start_lsn) => fault(
+                Code::ForeignSlot,
+                format!("slot {object} is behind the flow's start at {}", identity.start_lsn),
+                anew,
+            ),
+            None if at.publication.is_none() => {
+                fault(Code::Gap, format!("flow {flow} was deployed and its publication {object} is gone"), anew)
+            }
+            None => None,
+        },
+    }
+}
+
+fn foreign_system(identity: &FlowIdentity, at: &SourceState) -> bool {
+    identity.genesis.system_id != at.system.0
+}
+
+/// Publication and slot: the steps from what is to what should be.
+async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, found: &mut Findings<'_>) -> Result<()> {
+    let object = plan.flow.object();
+    let difference = publication::difference(at.publication.as_ref(), &plan.selected);
+    let every: Vec<&Selected> = plan.selected.iter().collect();
+    let version = source.server.version;
+    match &at.state {
+        FlowState::Absent | FlowState::Unfinished => {
+            if !difference.is_empty() {
+                let statements = difference.statements(&object, &plan.selected, true);
+                plan.steps.push(Step::Publish { what: difference.describe(&object), statements });
+            }
+            let held = held(plan, source, &every, found).await?;
+            if !held.is_empty() {
+                found.warning("rows", format!("there before the flow, not copied: {}", held.join(", ")), EMPTY_THEM);
+            }
+            plan.steps.push(Step::Start { version, replace: at.slot.is_some() });
+        }
+        FlowState::Deployed(identity) => {
+            if !identity.held_rows.is_empty() {
+                restart_if_empty(plan, source, identity, at, found).await?;
+            }
+            alter_running(plan, source, &difference, found).await?;
+            if !at.entering.tables.is_empty() {
+                let named = |each: &&Selected| at.entering.tables.contains(&each.table.table.to_string());
+                let tables = plan.selected.iter().filter(named).map(|each| each.table.table.clone()).collect();
+                plan.steps.push(Step::Settle { tables });
+            }
+        }
+    }
+    Ok(())
+}
+
+const EMPTY_THEM: &str =
+    "empty these tables at both sites before `sitepair deploy`; as it is, `sitepair run` would stop";
+
+/// `site: schema.table` for each table that holds rows now.
+async fn held(
+    plan: &FlowPlan<'_>,
+    source: &Node<'_>,
+    tables: &[&Selected],
+    found: &mut Findings<'_>,
+) -> Result<Vec<String>> {
+    let mut held = filled(source, tables, found).await?;
+    if let Some(target) = plan.target {
+        let there = catalog::tables(&target.session).await.map_err(|fault| fault.at(target.name()))?;
+        let present: Vec<&Selected> = tables.iter().copied().filter(|each| can_be_asked(each, &there)).collect();
+        held.extend(filled(target, &present, found).await?);
+    }
+    Ok(held)
+}
+
+/// Tables of one site that hold rows; a finding where the administrative session may not look.
+async fn filled(node: &Node<'_>, tables: &[&Selected], found: &mut Findings<'_>) -> Result<Vec<String>> {
+    match emptiness::filled(node, tables).await {
+        Ok(filled) => Ok(noted(node.name(), filled)),
+        Err(fault) if fault.code == Code::MissingRight => {
+            let names: Vec<String> = tables.iter().map(|each| each.table.table.sql()).collect();
+            let grant =
+                format!("GRANT SELECT ON TABLE {} TO {};", names.join(", "), quote_ident(&node.site.admin.user));
+            let what = format!("may not see whether the tables are empty ({})", fault.what);
+            found.blocking(format!("role {}", node.site.admin.user), what, grant);
+            Ok(Vec::new())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// True when the target has the table and every column of it that crosses.
+fn can_be_asked(selected: &Selected, there: &[CatalogTable]) -> bool {
+    let table = there.iter().find(|table| table.table == selected.table.table);
+    table.is_some_and(|table| selected.columns.iter().all(|name| table.column(name).is_some()))
+}
+
+/// How `sitepair.flow` notes filled tables.
+pub(super) fn noted(site: &str, tables: Vec<TableName>) -> Vec<String> {
+    tables.into_iter().map(|table| format!("{site}: {table}")).collect()
+}
+
+/// A flow whose tables held rows has never run: once they are empty it starts anew.
+async fn restart_if_empty(
+    plan: &mut FlowPlan<'_>,
+    source: &Node<'_>,
+    identity: &FlowIdentity,
+    at: &SourceState,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let every: Vec<&Selected> = plan.selected.iter().collect();
+    let held = held(plan, source, &every, found).await?;
+    let unread = at
+        .slot
+        .as_ref()
+        .is_some_and(|slot| slot.active_pid.is_none() && slot.confirmed_flush_lsn == Some(identity.start_lsn));
+    if held.is_empty() && unread && plan.target.is_some() {
+        plan.steps.push(Step::Start { version: source.server.version, replace: true });
+    } else {
+        let still = if held.is_empty() { identity.held_rows.join(", ") } else { held.join(", ") };
+        found.warning("rows", format!("there before the flow, not copied: {still}"), EMPTY_AGAIN);
+    }
+    Ok(())
+}
+
+const EMPTY_AGAIN: &str =
+    "empty these tables at both sites and run `sitepair deploy` again; as it is, `sitepair run` stops";
+
+/// Changes to the publication of a deployed flow.
+async fn alter_running(
+    plan: &mut FlowPlan<'_>,
+    source: &Node<'_>,
+    difference: &publication::Difference,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let object = plan.flow.object();
+    let entering: Vec<&Selected> =
+        plan.selected.iter().filter(|each| difference.add.contains(&each.table.table)).collect();
+    let filled = held(plan, source, &entering, found).await?;
+    if !filled.is_empty() {
+        let what = format!("new tables hold rows, and only empty ones can join a running flow: {}", filled.join(", "));
+        found.blocking(format!("publication {object}"), what, "empty them at both sites, or exclude them");
+        return Ok(());
+    }
+    for table in &difference.columns {
+        let what = "its column list changes: rows that are there keep their old values until they change";
+        found.warning(table.to_string(), what, "");
+    }
+    let statements = difference.statements(&object, &plan.selected, false);
+    if !statements.is_empty() {
+        let change = publication::Difference { add: Vec::new(), ..difference.clone() };
+        plan.steps.push(Step::Publish { what: change.describe(&object), statements });
+    }
+    if !entering.is_empty() {
+        let list = publication::list(entering.iter().copied());
+        let statements = vec![format!("ALTER PUBLICATION {} ADD TABLE {list};", quote_ident(&object))];
+        plan.steps.push(Step::Enter { tables: difference.add.clone(), statements });
+    }
+    Ok(())
+}
+
+async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&SourceState>) -> Result<()> {
+    let mut found = Findings::at(target.name());
+    let origin = origin::exists(&target.session, &plan.flow.object()).await;
+    let origin_exists = origin.map_err(|fault| fault.at(target.name()))?;
+    server::check_target(target, origin_exists, &mut found);
+    server::check_others(target, plan.flow, false, &mut found).await?;
+    if let Some(source) = plan.source {
+        server::check_pair(source, target, &mut found);
+    }
+    let there = catalog::tables(&target.session).await.map_err(|fault| fault.at(target.name()))?;
+    let there: BTreeMap<&TableName, &CatalogTable> = there.iter().map(|table| (&table.table, table)).collect();
+    check_tables(plan, target, &there, &mut found).await?;
+    let pairs: Vec<(&Selected, u32)> =
+        plan.selected.iter().filter_map(|each| Some((each, there.get(&each.table.table)?.oid))).collect();
+    let missing = rights::missing_at_target(target, &pairs).await?;
+    let files = [script::SCHEMA, script::TARGET];
+    install(plan, target, End::Target, &files, script::TARGET_GRANTS, &missing, &mut found).await?;
+    if !origin_exists {
+        plan.steps.push(Step::Origin);
+    }
+    check_checkpoint(plan.flow, target, at, &mut found).await?;
+    authority::check(target, End::Target, &plan.steps, &[], &mut found).await?;
+    plan.findings.extend(found.into_vec());
+    Ok(())
+}
+
+async fn check_tables(
+    plan: &FlowPlan<'_>,
+    target: &Node<'_>,
+    there: &BTreeMap<&TableName, &CatalogTable>,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let Some(source) = plan.source else { return Ok(()) };
+    let source_oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
+    let target_oids: Vec<u32> =
+        plan.selected.iter().filter_map(|each| there.get(&each.table.table)).map(|table| table.oid).collect();
+    let source_details = Details::read(source, &source_oids).await?;
+    let target_details = Details::read(target, &target_oids).await?;
+    let names: BTreeSet<&TableName> = plan.selected.iter().map(|each| &each.table.table).collect();
+    for selected in &plan.selected {
+        match there.get(&selected.table.table) {
+            None => tables::check_missing(selected, &source_details, found),
+            Some(table) => {
+                let pair =
+                    Pair { selected, target: table, source_details: &source_details, target_details: &target_details };
+                tables::check_pair(&pair, &target.login.name, &names, found);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A checkpoint that another life of the flow left here.
+async fn check_checkpoint(
+    flow: &FlowName,
+    target: &Node<'_>,
+    at: Option<&SourceState>,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let fault = |error| sqlstate::fault(&error).at(target.name());
+    let sql = "SELECT to_regclass('sitepair.checkpoint') IS NOT NULL";
+    if !target.session.query_one(sql, &[]).await.map_err(fault)?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let Some(at) = at else { return Ok(()) };
+    let sql = "SELECT flow_id::text, end_lsn::text FROM sitepair.checkpoint WHERE flow = $1";
+    let Some(row) = target.session.query_opt(sql, &[&flow.to_string()]).await.map_err(fault)? else { return Ok(()) };
+    let id: String = row.get(0);
+    let current = match &at.state {
+        FlowState::Deployed(identity) => Some(identity.flow_id.to_string()),
+        FlowState::Absent | FlowState::Unfinished => None,
+    };
+    if current.as_deref() != Some(&id) {
+        let end: Lsn = row.get::<_, &str>(1).parse().unwrap_or_default();
+        let what = format!("the checkpoint of flow {flow} (at {end}) belongs to an earlier deployment");
+        let remedy = "run `sitepair undeploy`, then `sitepair deploy`; `run` would stop as it is";
+        found.blocking("sitepair.checkpoint", what, remedy);
+    }
+    Ok(())
+}
+
+/// Steps for files and rights, and findings for rights that are missing.
+async fn install(
+    plan: &mut FlowPlan<'_>,
+    node: &Node<'_>,
+    end: End,
+    files: &[File],
+    grants: File,
+    missing: &[Missing],
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let values = Values::from([("login", node.login.name.as_str()), ("database", node.server.database.as_str())]);
+    let installed = installed(node).await?;
+    let mut granted = Vec::new();
+    for file in files.iter().filter(|file| installed.get(file.name) != Some(&file.digest())) {
+        plan.steps.push(Step::Run { end, file: *file, sql: file.render(&values)?, noted: true });
+        granted = vec![grants];
+    }
+    for right in missing {
+        right.report(found);
+        match right.file {
+            Some(file) if !granted.contains(&file) => granted.push(file),
+            Some(_) => {}
+            None => plan.steps.push(Step::Grant { end, sql: right.grant.clone() }),
+        }
+    }
+    for file in granted {
+        plan.steps.push(Step::Run { end, file, sql: file.render(&values)?, noted: false });
+    }
+    Ok(())
+}
+
+/// What `sitepair.installed` says: digests by file. Empty where a table that a file makes is gone.
+async fn installed(node: &Node<'_>) -> Result<BTreeMap<String, String>> {
+    let fault = |error| sqlstate::fault(&error).at(node.name());
+    let sql = "SELECT to_regclass('sitepair.installed') IS NOT NULL";
+    if !node.session.query_one(sql, &[]).await.map_err(fault)?.get::<_, bool>(0) {
+        return Ok(BTreeMap::new());
+    }
+    let sql = "SELECT file, digest FROM sitepair.installed \
+               WHERE (file <> $1 OR to_regclass('sitepair.flow') IS NOT NULL) \
+                 AND (file <> $2 OR to_regclass('sitepair.checkpoint') IS NOT NULL)";
+    let rows = node.session.query(sql, &[&script::SOURCE.name, &script::TARGET.name]).await.map_err(fault)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}

@@ -1,0 +1,225 @@
+//! The slot: what it is now, who holds it, and how one is made while other sessions are in the way.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::model::names::quote_literal;
+use crate::model::{Code, Fault, Result};
+use crate::postgres::replication::{CreatedSlot, Replication};
+use crate::postgres::slot::{self, SlotState};
+use crate::postgres::sqlstate;
+
+use super::server::Node;
+
+/// From this version on a slot can be kept on standbys (`failover`).
+const FAILOVER_SINCE: u32 = 170_000;
+/// Between two looks at what a deploy waits behind.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks whether a short wait is over.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a server may take to end a session that was told to.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// Sessions named in a message.
+const NAMED_SESSIONS: usize = 5;
+
+/// What is wrong with a slot as one of ours in `database` (P4, P6).
+pub(super) fn foreign(slot: &SlotState, database: &str) -> Option<String> {
+    if slot.plugin.as_deref() != Some("pgoutput") {
+        let plugin = slot.plugin.as_deref().unwrap_or("none, it is physical");
+        return Some(format!("its plugin is {plugin}"));
+    }
+    if slot.database.as_deref() != Some(database) {
+        return Some(format!("it is of database {}", slot.database.as_deref().unwrap_or("-")));
+    }
+    if slot.two_phase {
+        return Some("it decodes prepared transactions (two_phase)".to_owned());
+    }
+    slot.temporary.then(|| "it is temporary".to_owned())
+}
+
+/// Who the process is: `pid 17, user app, application x, from 10.0.0.1, since …`.
+pub(super) async fn holder(client: &Client, pid: u32) -> Result<String> {
+    let sql = "SELECT format('pid %s, user %s, application %s, from %s, since %s', pid, coalesce(usename, '?'), \
+                      coalesce(nullif(application_name, ''), '-'), coalesce(host(client_addr), 'a local socket'), \
+                      coalesce(to_char(backend_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?')) \
+               FROM pg_stat_activity WHERE pid = $1";
+    let row = client.query_opt(sql, &[&pid.cast_signed()]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(row.map_or_else(|| format!("pid {pid}"), |row| row.get(0)))
+}
+
+/// Sessions and prepared transactions that hold a transaction id below `xmax`, oldest first; without query texts, which
+/// may hold secrets.
+async fn in_the_way(client: &Client, xmax: u64) -> Result<Vec<String>> {
+    let sql = "SELECT CASE WHEN l.pid IS NULL \
+                 THEN format('prepared transaction %L of %s in database %s, since %s', p.gid, p.owner, p.database, \
+                             to_char(p.prepared, 'YYYY-MM-DD\"T\"HH24:MI:SSOF')) \
+                 ELSE format('pid %s, user %s, database %s, in a transaction since %s, last query began %s', l.pid, \
+                             coalesce(a.usename, '?'), coalesce(a.datname, '?'), \
+                             coalesce(to_char(a.xact_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?'), \
+                             coalesce(to_char(a.query_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?')) END \
+               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+                    LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid AND l.pid IS NULL \
+               WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
+                 AND l.pid IS DISTINCT FROM pg_backend_pid() \
+                 AND age(l.transactionid) > age($1::text::xid8::xid) ORDER BY age(l.transactionid) DESC";
+    let rows = client.query(sql, &[&xmax.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Names the first few.
+fn names(sessions: &[String]) -> String {
+    let more = sessions.len().saturating_sub(NAMED_SESSIONS);
+    let first = sessions.iter().take(NAMED_SESSIONS).cloned().collect::<Vec<_>>().join(" | ");
+    match (first.is_empty(), more) {
+        (true, _) => "no session that could be seen".to_owned(),
+        (false, 0) => first,
+        (false, more) => format!("{first} | and {more} more"),
+    }
+}
+
+/// The first transaction id that is not in use yet.
+pub(super) async fn next_xid(client: &Client) -> Result<u64> {
+    let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
+    let row = client.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error))?;
+    row.get::<_, &str>(0).parse().map_err(|_| Fault::new(Code::Sql, "pg_snapshot_xmax gave no transaction id"))
+}
+
+/// Waits until every transaction below `xmax`, prepared ones included, has ended (H1).
+pub(super) async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration>, what: &str) -> Result<()> {
+    let started = Instant::now();
+    let mut looked = started;
+    loop {
+        let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8";
+        let row = client.query_one(sql, &[&xmax.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        let out_of_time = timeout.is_some_and(|timeout| started.elapsed() >= timeout);
+        if out_of_time || looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            let sessions = names(&in_the_way(client, xmax).await?);
+            if out_of_time {
+                return Err(timed_out(what, &sessions));
+            }
+            tracing::warn!(what, behind = %sessions, "waiting for older transactions to end");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn timed_out(what: &str, sessions: &str) -> Fault {
+    Fault::new(Code::Timeout, format!("{what} waits behind: {sessions}"))
+        .remedy("end those transactions or raise --timeout, and run `sitepair deploy` again")
+}
+
+/// Makes the slot over `replication` and returns its consistent point with the snapshot that goes with it. The server
+/// waits until every transaction then running has ended; after `timeout` the attempt is taken back, and the fault names
+/// the sessions that it waited behind.
+pub(super) async fn create(
+    node: &Node<'_>,
+    replication: &mut Replication,
+    name: &str,
+    timeout: Option<Duration>,
+) -> Result<CreatedSlot> {
+    let failover = node.server.version >= FAILOVER_SINCE;
+    let xmax = next_xid(&node.session).await?;
+    let started = Instant::now();
+    let what = format!("the creation of slot {name}");
+    let sessions = {
+        let mut creation = std::pin::pin!(replication.create_slot(name, failover));
+        loop {
+            let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+            let pause = left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
+            if let Ok(created) = tokio::time::timeout(pause, &mut creation).await {
+                return created;
+            }
+            let sessions = names(&in_the_way(&node.session, xmax).await?);
+            if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
+                break sessions;
+            }
+            tracing::warn!(%what, behind = %sessions, "waiting for older transactions to end");
+        }
+    };
+    if let Err(fault) = drop_slot(node, name).await {
+        tracing::warn!(%fault, slot = name, "the slot's creation goes on at the server; the next deploy drops it");
+    }
+    Err(timed_out(&what, &sessions))
+}
+
+/// Drops a slot that an unfinished deploy made or is still making: its session is ended first.
+pub(super) async fn drop_slot(node: &Node<'_>, name: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let Some(slot) = slot::state(&node.session, name).await? else { return Ok(()) };
+        match slot.active_pid {
+            None => match slot::drop(&node.session, name).await {
+                Ok(()) => return Ok(()),
+                Err(fault) if started.elapsed() >= END_WITHIN => return Err(fault),
+                Err(_) => {}
+            },
+            Some(pid) if started.elapsed() >= END_WITHIN => {
+                let who = holder(&node.session, pid).await?;
+                return Err(Fault::new(Code::SecondReader, format!("slot {name} is in use by {who}"))
+                    .remedy("end that session, then run `sitepair deploy` again"));
+            }
+            Some(pid) => {
+                let ended = node.session.execute("SELECT pg_terminate_backend($1)", &[&pid.cast_signed()]).await;
+                ended.map_err(|error| sqlstate::fault(&error))?;
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The call that makes the slot by SQL.
+pub(super) fn create_call(name: &str, version: u32) -> String {
+    let failover = if version >= FAILOVER_SINCE { ", failover => true" } else { "" };
+    let name = quote_literal(name);
+    format!("pg_create_logical_replication_slot({name}, 'pgoutput', temporary => false, twophase => false{failover})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_slot_of_our_kind_is_ours() {
+        let ours = SlotState {
+            name: "s".to_owned(),
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("d".to_owned()),
+            database_oid: Some(5),
+            temporary: false,
+            two_phase: false,
+            failover: false,
+            active: false,
+            active_pid: None,
+            restart_lsn: None,
+            confirmed_flush_lsn: None,
+            wal_status: None,
+            safe_wal_bytes: None,
+            invalidation: None,
+            retained_bytes: 0,
+        };
+        assert_eq!(foreign(&ours, "d"), None);
+        assert!(foreign(&ours, "e").is_some());
+        for other in [
+            SlotState { plugin: None, ..ours.clone() },
+            SlotState { plugin: Some("test_decoding".to_owned()), ..ours.clone() },
+            SlotState { two_phase: true, ..ours.clone() },
+            SlotState { temporary: true, ..ours.clone() },
+        ] {
+            assert!(foreign(&other, "d").is_some(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn few_sessions_are_named() {
+        let sessions: Vec<String> = (1..=7).map(|pid| format!("pid {pid}")).collect();
+        assert_eq!(names(&sessions), "pid 1 | pid 2 | pid 3 | pid 4 | pid 5 | and 2 more");
+        assert_eq!(names(&sessions[..1]), "pid 1");
+        assert_eq!(names(&[]), "no session that could be seen");
+    }
+}

@@ -1,0 +1,104 @@
+//! What a deploy does, one step at a time: `plan` shows the same steps that `deploy` runs.
+
+use crate::model::names::quote_literal;
+use crate::model::{FlowName, TableName};
+
+use super::finding::Change;
+use super::script::File;
+use super::slot;
+
+/// Which end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Where changes come from.
+    Source,
+    /// Where they go.
+    Target,
+}
+
+/// One step. Each can be run again after a crash at any point in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Runs a file of `sql/`; `noted` ones are entered in `sitepair.installed`.
+    Run {
+        /// Where.
+        end: End,
+        /// Which.
+        file: File,
+        /// Its text, filled in.
+        sql: String,
+        /// Enter it.
+        noted: bool,
+    },
+    /// Gives the login a right.
+    Grant {
+        /// Where.
+        end: End,
+        /// The statement.
+        sql: String,
+    },
+    /// Makes the replication origin at the target.
+    Origin,
+    /// Creates or alters the publication, in one transaction.
+    Publish {
+        /// In a few words.
+        what: String,
+        /// The statements.
+        statements: Vec<String>,
+    },
+    /// Adds empty tables to the publication of a running flow (H1).
+    Enter {
+        /// The tables.
+        tables: Vec<TableName>,
+        /// The statement.
+        statements: Vec<String>,
+    },
+    /// Finishes what an interrupted [`Step::Enter`] left.
+    Settle {
+        /// The tables.
+        tables: Vec<TableName>,
+    },
+    /// Makes the slot, checks emptiness in its snapshot, and notes the flow.
+    Start {
+        /// The source's version, as `server_version_num`.
+        version: u32,
+        /// There is a slot of an unfinished or never used deploy, which goes first.
+        replace: bool,
+    },
+}
+
+impl Step {
+    /// The step as a report shows it.
+    pub(super) fn change(&self, flow: &FlowName) -> Change {
+        let object = flow.object();
+        let site = |end: &End| match end {
+            End::Source => flow.from.clone(),
+            End::Target => flow.to.clone(),
+        };
+        let names = |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (site, what, sql) = match self {
+            Step::Run { end, file, sql, .. } => (site(end), format!("run sql/{}", file.name), sql.clone()),
+            Step::Grant { end, sql } => (site(end), "grant a right".to_owned(), sql.clone()),
+            Step::Origin => {
+                let sql = format!("SELECT pg_replication_origin_create({});", quote_literal(&object));
+                (flow.to.clone(), format!("create replication origin {object}"), sql)
+            }
+            Step::Publish { what, statements } => (flow.from.clone(), what.clone(), statements.join("\n")),
+            Step::Enter { tables, statements } => {
+                (flow.from.clone(), format!("publication {object}: add {}", names(tables)), statements.join("\n"))
+            }
+            Step::Settle { tables } => {
+                (flow.from.clone(), format!("finish adding {} to publication {object}", names(tables)), String::new())
+            }
+            Step::Start { version, replace } => {
+                let again = if *replace { " anew" } else { "" };
+                (
+                    flow.from.clone(),
+                    format!("create slot {object}{again}"),
+                    format!("SELECT {};", slot::create_call(&object, *version)),
+                )
+            }
+        };
+        Change { site, what, sql }
+    }
+}

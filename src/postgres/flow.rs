@@ -1,0 +1,175 @@
+//! `sitepair.flow` at the source: what `deploy` noted about each flow that starts there (P0).
+
+use tokio_postgres::{Client, Row};
+
+use crate::model::record::{FlowIdentity, Genesis};
+use crate::model::{Code, Fault, FlowName, Lsn, Result};
+
+use super::sqlstate;
+
+/// What the source knows about a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlowState {
+    /// Nothing: it was never deployed, or undeployed.
+    Absent,
+    /// A deploy began and did not finish; its slot, if there is one, was read by nobody.
+    Unfinished,
+    /// Deployed.
+    Deployed(Box<FlowIdentity>),
+}
+
+/// Tables that were added to a running flow's publication and are not yet known to have been empty (H1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entering {
+    /// `schema.table`, as [`crate::model::TableName`] displays.
+    pub tables: Vec<String>,
+    /// The first transaction id that was not in use when the publication had them; `None` when the deploy ended before
+    /// it could be noted.
+    pub xmax: Option<u64>,
+}
+
+/// The flow's identity; `None` when it is not deployed, or not wholly.
+///
+/// # Errors
+/// `MissingRight` when the login may not read the table, or what the connection says.
+pub async fn read(client: &Client, name: &FlowName) -> Result<Option<FlowIdentity>> {
+    Ok(match state(client, name).await? {
+        FlowState::Deployed(identity) => Some(*identity),
+        FlowState::Absent | FlowState::Unfinished => None,
+    })
+}
+
+/// What the source knows about the flow.
+///
+/// # Errors
+/// As [`read`].
+pub async fn state(client: &Client, name: &FlowName) -> Result<FlowState> {
+    if !installed(client).await? {
+        return Ok(FlowState::Absent);
+    }
+    let sql = "SELECT flow_id::text, start_lsn::text, system_id::text, timeline, slot, database, database_oid, held_rows \
+               FROM sitepair.flow WHERE flow = $1";
+    let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let Some(row) = row else { return Ok(FlowState::Absent) };
+    let Some(start_lsn) = row.get::<_, Option<&str>>("start_lsn") else { return Ok(FlowState::Unfinished) };
+    let start_lsn = start_lsn.parse().map_err(|_| damaged("start_lsn"))?;
+    Ok(FlowState::Deployed(Box::new(identity(name, start_lsn, &row)?)))
+}
+
+fn identity(name: &FlowName, start_lsn: Lsn, row: &Row) -> Result<FlowIdentity> {
+    Ok(FlowIdentity {
+        name: name.clone(),
+        flow_id: row.get::<_, &str>("flow_id").parse().map_err(|_| damaged("flow_id"))?,
+        start_lsn,
+        genesis: Genesis {
+            pipeline: name.pipeline.clone(),
+            from: name.from.clone(),
+            to: name.to.clone(),
+            system_id: row.get::<_, &str>("system_id").parse().map_err(|_| damaged("system_id"))?,
+            timeline: u32::try_from(row.get::<_, i64>("timeline")).map_err(|_| damaged("timeline"))?,
+            slot: row.get("slot"),
+            database: row.get("database"),
+            database_oid: row.get("database_oid"),
+        },
+        held_rows: row.get("held_rows"),
+    })
+}
+
+fn damaged(column: &str) -> Fault {
+    Fault::new(Code::NotDeployed, format!("sitepair.flow: {column} can't be read"))
+        .remedy("run `sitepair undeploy`, then `sitepair deploy`")
+}
+
+async fn installed(client: &Client) -> Result<bool> {
+    let row = client.query_one("SELECT to_regclass('sitepair.flow') IS NOT NULL", &[]).await;
+    Ok(row.map_err(|error| sqlstate::fault(&error))?.get(0))
+}
+
+/// Notes that a deploy of the flow begins: from here on a slot of its name is one that the deploy made. What was noted
+/// about an earlier one is replaced; `start_lsn` and `held_rows` are not written yet.
+///
+/// # Errors
+/// What the server says.
+pub async fn begin(client: &Client, identity: &FlowIdentity) -> Result<()> {
+    let sql = "INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, system_id, timeline, slot, \
+                                          database, database_oid) \
+               VALUES ($1, $2::text::uuid, $3, $4, $5, $6, $7::text::numeric, $8, $9, $10, $11) \
+               ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = NULL, \
+                  system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
+                  database = excluded.database, database_oid = excluded.database_oid, held_rows = '{}', \
+                  entering = '{}', entering_xmax = NULL, created_at = now()";
+    let (name, genesis) = (&identity.name, &identity.genesis);
+    client
+        .execute(
+            sql,
+            &[
+                &name.to_string(),
+                &identity.flow_id.to_string(),
+                &name.pipeline,
+                &name.lane,
+                &name.from,
+                &name.to,
+                &genesis.system_id.to_string(),
+                &i64::from(genesis.timeline),
+                &genesis.slot,
+                &genesis.database,
+                &genesis.database_oid,
+            ],
+        )
+        .await
+        .map_err(|error| sqlstate::fault(&error))?;
+    Ok(())
+}
+
+/// Ends what [`begin`] began: the slot is consistent from `start_lsn` on, and the flow is deployed.
+///
+/// # Errors
+/// `NotDeployed` when [`begin`] did not note this very flow, else what the server says.
+pub async fn write(client: &Client, identity: &FlowIdentity) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET start_lsn = $3::text::pg_lsn, held_rows = $4 \
+               WHERE flow = $1 AND flow_id = $2::text::uuid";
+    let (flow, id, start) = (identity.name.to_string(), identity.flow_id.to_string(), identity.start_lsn.to_string());
+    let written = client.execute(sql, &[&flow, &id, &start, &identity.held_rows]).await;
+    match written.map_err(|error| sqlstate::fault(&error))? {
+        0 => Err(Fault::new(Code::NotDeployed, format!("flow {flow}: another deploy replaced this one"))),
+        _ => Ok(()),
+    }
+}
+
+/// Forgets the flow.
+///
+/// # Errors
+/// What the server says.
+pub async fn remove(client: &Client, name: &FlowName) -> Result<()> {
+    if installed(client).await? {
+        let removed = client.execute("DELETE FROM sitepair.flow WHERE flow = $1", &[&name.to_string()]).await;
+        removed.map_err(|error| sqlstate::fault(&error))?;
+    }
+    Ok(())
+}
+
+/// Tables whose entry into the running flow has begun and not ended.
+///
+/// # Errors
+/// What the server says.
+pub async fn entering(client: &Client, name: &FlowName) -> Result<Entering> {
+    if !installed(client).await? {
+        return Ok(Entering::default());
+    }
+    let sql = "SELECT entering, entering_xmax::text FROM sitepair.flow WHERE flow = $1";
+    let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let Some(row) = row else { return Ok(Entering::default()) };
+    let xmax = row.get::<_, Option<&str>>(1).map(|text| text.parse().map_err(|_| damaged("entering_xmax")));
+    Ok(Entering { tables: row.get(0), xmax: xmax.transpose()? })
+}
+
+/// Replaces what [`entering`] returns.
+///
+/// # Errors
+/// What the server says.
+pub async fn set_entering(client: &Client, name: &FlowName, entering: &Entering) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET entering = $2, entering_xmax = $3::text::xid8 WHERE flow = $1";
+    let xmax = entering.xmax.map(|xid| xid.to_string());
+    let written = client.execute(sql, &[&name.to_string(), &entering.tables, &xmax]).await;
+    written.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}
