@@ -356,10 +356,10 @@ mod tests {
     #[test]
     fn the_reference_is_up_to_date() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/PIPELINE.md");
-        if std::env::var_os("SITEPAIR_BLESS").is_some() {
+        if std::env::var_os("SITEPAIR_WRITE_DOCS").is_some() {
             std::fs::write(file, reference()).unwrap();
         }
         let written = std::fs::read_to_string(file).unwrap_or_default();
-        assert_eq!(written, reference(), "run this test with SITEPAIR_BLESS=1 to write docs/PIPELINE.md anew");
+        assert_eq!(written, reference(), "run this test with SITEPAIR_WRITE_DOCS=1 to write docs/PIPELINE.md anew");
     }
 }

@@ -154,3 +154,33 @@ async fn what_is_not_exact_is_refused_by_name() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The examples of docs/RULES.md: those that are accepted mean the same to the server, those that are refused are refused.
+#[tokio::test]
+async fn the_examples_of_the_documentation_hold() {
+    let page = include_str!("../../docs/RULES.md");
+    let blocks: Vec<_> = page.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [schema, accepted, refused] = blocks[..] else { panic!("{} blocks of SQL", blocks.len()) };
+    assert!(accepted.lines().count() >= 10 && refused.lines().count() >= 10);
+    let database = database(versions()[0].0, 0);
+    database.sql(&schema.replace("table account", "table t"));
+    database.sql(
+        "insert into t select i, i % 3, (enum_range(null::status))[i % 4], 'test_' || i, chr(64 + i), 'FI', i * 20, i / 10.0, i % 2 = 0,
+         date '2023-12-20' + i, '2024-03-31'::timestamptz + i * interval '5 min', null, null from generate_series(1, 30) i",
+    );
+    let session = connect(&database).await;
+    let tables = catalog::tables(&session).await.unwrap();
+    for filter in refused.lines() {
+        assert!(select(filter, &tables).is_err(), "{filter}");
+    }
+    for filter in accepted.lines() {
+        let selected = select(filter, &tables).unwrap_or_else(|refusal| panic!("{refusal}"));
+        let columns: Vec<_> = selected.columns.iter().map(String::as_str).collect();
+        let bound = selected.filter.as_ref().unwrap().bind(&columns).unwrap();
+        let rows = texts(&session, "select * from public.t order by id").await;
+        let matching = rows.iter().filter(|row| bound.verdict(&cells(row)) == Ok(Verdict::Match));
+        let ids: Vec<_> = matching.map(|row| vec![row[0].clone()]).collect();
+        let of_server = texts(&session, &format!("select id from public.t where {filter} order by id")).await;
+        assert_eq!(ids, of_server, "{filter}");
+    }
+}
