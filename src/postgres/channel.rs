@@ -1,9 +1,11 @@
 //! Whole protocol messages over a stream, one at a time: for logins and for the walsender's commands.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::backend::Header;
+use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::dial::Io;
@@ -46,4 +48,34 @@ impl Channel {
 pub(super) fn whole_length(bytes: &[u8]) -> io::Result<Option<usize>> {
     // Header::parse refuses lengths below 4, so the sum is at least 5.
     Ok(Header::parse(bytes)?.map(|header| header.len().unsigned_abs() as usize + 1))
+}
+
+/// How long a connection that is given up waits for the server to close it.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Takes the stream, leaving one without a peer.
+pub(super) fn take(io: &mut Box<dyn Io>) -> Box<dyn Io> {
+    std::mem::replace(io, Box::new(tokio::io::empty()))
+}
+
+/// Sends `last_words` and Terminate, and gives the server a moment to close the connection: its log then shows no broken
+/// one, and what the session held is free.
+pub(super) async fn farewell(mut io: Box<dyn Io>, mut last_words: BytesMut) {
+    frontend::terminate(&mut last_words);
+    let mut scrap = vec![0; 64 * 1024];
+    let goodbye = async {
+        io.write_all_buf(&mut last_words).await?;
+        io.flush().await?;
+        while io.read(&mut scrap).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Nothing depends on it: once this side is closed, the server ends its own.
+    let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+}
+
+/// [`farewell`] in the background, where there is a runtime; for a stream that is dropped.
+pub(super) fn part(io: &mut Box<dyn Io>, last_words: BytesMut) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(farewell(take(io), last_words));
+    }
 }

@@ -7,7 +7,7 @@ use postgres_protocol::message::backend::{DataRowBody, ErrorFields, Message};
 use postgres_protocol::message::frontend;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-use super::channel::Channel;
+use super::channel::{self, Channel};
 use super::dial::Purpose;
 use super::login::{self, error_fields};
 use super::sqlstate;
@@ -143,7 +143,8 @@ impl Replication {
         loop {
             let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;
             if raw.first() == Some(&COPY_BOTH_RESPONSE) {
-                return Ok(Stream::new(self.channel.io, &self.channel.buffer, self.place));
+                let io = channel::take(&mut self.channel.io);
+                return Ok(Stream::new(io, &self.channel.buffer, self.place.clone()));
             }
             match self.parse(&raw)? {
                 Message::ErrorResponse(body) => return Err(self.start_fault(slot, &mut body.fields())),
@@ -158,8 +159,10 @@ impl Replication {
         let code = match state.as_str() {
             "42704" => Code::SlotLost,
             "55006" => Code::SecondReader,
-            "55000" if !message.contains("wal_level") => Code::SlotLost,
-            "0A000" => Code::ForeignSlot,
+            // One SQLSTATE for several states; where the server speaks another language they all count as lost.
+            "55000" if message.contains("wal_level") => Code::BadSetting,
+            "55000" if message.contains("this database") || message.contains("physical") => Code::ForeignSlot,
+            "55000" => Code::SlotLost,
             _ => return sqlstate::server_fault(&state, &message).at(&self.place),
         };
         Fault::new(code, format!("slot \"{slot}\": {message} (SQLSTATE {state})")).at(&self.place)
@@ -215,6 +218,12 @@ impl Replication {
 
     fn broken(&self, error: &io::Error) -> Fault {
         Fault::new(Code::Unreachable, format!("{}: {error}", self.place))
+    }
+}
+
+impl Drop for Replication {
+    fn drop(&mut self) {
+        channel::part(&mut self.channel.io, BytesMut::new());
     }
 }
 

@@ -47,7 +47,7 @@ const STATE: &str = "
         coalesce((to_jsonb(s)->>'failover')::bool, false), active, active_pid,
         restart_lsn::text, confirmed_flush_lsn::text, wal_status, safe_wal_size,
         CASE WHEN to_jsonb(s)->>'invalidation_reason' IS NOT NULL THEN to_jsonb(s)->>'invalidation_reason'
-             WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflict with recovery'
+             WHEN (to_jsonb(s)->>'conflicting')::bool AND restart_lsn IS NOT NULL THEN 'conflict with recovery'
              WHEN wal_status = 'lost' THEN 'wal_removed' END,
         coalesce(greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
             ELSE pg_current_wal_lsn() END, restart_lsn), 0), 0)::int8

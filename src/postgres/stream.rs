@@ -13,7 +13,7 @@ use postgres_protocol::message::backend::{ErrorFields, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::channel::whole_length;
+use super::channel::{farewell, part, take, whole_length};
 use super::dial::Io;
 use super::login::error_fields;
 use super::sqlstate::{self, Kind};
@@ -25,13 +25,10 @@ use crate::wire::replication::status_update;
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// A new read buffer is taken when less than this is left of the old one.
 const LEAST_ROOM_BYTES: usize = 64 * 1024;
-/// How long a dropped stream waits for the server's end of it.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub struct Stream {
-    /// Taken when the stream is dropped.
-    io: Option<Box<dyn Io>>,
+    io: Box<dyn Io>,
     buffer: BytesMut,
     out: BytesMut,
     pace: Pace,
@@ -44,14 +41,19 @@ impl Stream {
     pub(super) fn new(io: Box<dyn Io>, rest: &[u8], place: String) -> Self {
         let mut buffer = BytesMut::with_capacity(CHUNK_BYTES.max(rest.len()));
         buffer.extend_from_slice(rest);
-        Self { io: Some(io), buffer, out: BytesMut::new(), pace: Pace::new(), received: Lsn::ZERO, place }
+        Self { io, buffer, out: BytesMut::new(), pace: Pace::new(), received: Lsn::ZERO, place }
     }
 
     /// Ends the stream: CopyDone, then the connection is closed. Dropping does the same in the background.
     pub async fn stop(mut self) {
-        if let Some(io) = self.io.take() {
-            farewell(io, std::mem::take(&mut self.out)).await;
-        }
+        let last_words = self.last_words();
+        farewell(take(&mut self.io), last_words).await;
+    }
+
+    fn last_words(&mut self) -> BytesMut {
+        let mut words = std::mem::take(&mut self.out);
+        frontend::copy_done(&mut words);
+        words
     }
 
     /// Moves whole messages from the buffer to `into`, up to the first that is not CopyData.
@@ -145,13 +147,12 @@ impl Stream {
 
     /// Sends what is left to be sent; goes on after it was cancelled.
     async fn flush(&mut self) -> io::Result<()> {
-        let Some(io) = &mut self.io else { return Ok(()) };
         while !self.out.is_empty() {
-            if io.write_buf(&mut self.out).await? == 0 {
+            if self.io.write_buf(&mut self.out).await? == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
         }
-        io.flush().await
+        self.io.flush().await
     }
 }
 
@@ -169,8 +170,7 @@ impl Source for Stream {
                 if !pause.is_zero() {
                     std::thread::sleep(pause);
                 }
-                let Some(io) = &mut self.io else { return Ok(()) };
-                let count = read_all(io, &mut self.buffer).await.map_err(|error| self.broken(&error))?;
+                let count = read_all(&mut self.io, &mut self.buffer).await.map_err(|error| self.broken(&error))?;
                 self.pace.note(count, Instant::now());
             }
         };
@@ -188,27 +188,9 @@ impl Source for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let out = std::mem::take(&mut self.out);
-        if let (Some(io), Ok(runtime)) = (self.io.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(farewell(io, out));
-        }
+        let last_words = self.last_words();
+        part(&mut self.io, last_words);
     }
-}
-
-/// CopyDone and Terminate after what was still to be sent, and a moment for the server to end its side: its log shows no
-/// broken connection then, and the slot is free.
-async fn farewell(mut io: Box<dyn Io>, mut out: BytesMut) {
-    frontend::copy_done(&mut out);
-    frontend::terminate(&mut out);
-    let mut scrap = vec![0; LEAST_ROOM_BYTES];
-    let goodbye = async {
-        io.write_all_buf(&mut out).await?;
-        io.flush().await?;
-        while io.read(&mut scrap).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // Nothing depends on it: when the connection is closed, the server ends its side too.
-    let _ = tokio::time::timeout(FAREWELL, goodbye).await;
 }
 
 /// Waits for bytes, then takes all that are there, up to the buffer's room; returns how many.

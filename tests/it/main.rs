@@ -6,6 +6,7 @@
 mod deploy;
 mod filter;
 mod reader;
+mod pinned;
 mod replication;
 mod session;
 mod support;
