@@ -5,8 +5,8 @@
 
 mod deploy;
 mod filter;
-mod reader;
 mod pinned;
+mod reader;
 mod replication;
 mod session;
 mod support;
