@@ -10,4 +10,5 @@ mod reader;
 mod replication;
 mod session;
 mod support;
+mod tls;
 mod topic;
