@@ -19,7 +19,7 @@ const FORMAT: i64 = 1;
 /// How long a statement waits for a lock; only foreign programs (a shell) hold one longer than a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The WAL file is cut back to this when it starts over.
-const WAL_KEPT_BYTES: i64 = 64 << 20;
+pub const WAL_KEPT_BYTES: u64 = 32 << 20;
 /// Cache of the writer's connection: an append of a few MiB goes to the WAL once, at its commit.
 const WRITER_CACHE_KIB: i64 = 8 << 10;
 /// Files up to this are checked whole at every open.
@@ -115,7 +115,7 @@ pub fn open_for_writing(files: &Files) -> Result<(Connection, Meta)> {
         connection.pragma_update(None, "page_size", 32 * 1024)?;
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)?;
+        connection.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES.cast_signed())?;
         connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
     };

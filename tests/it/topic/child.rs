@@ -97,7 +97,7 @@ async fn read_for_ever(dir: &Path) {
     let mut next = Offset(0);
     say("opened", next);
     loop {
-        reader.wait(next, Duration::from_secs(10)).await.expect("waited");
+        reader.wait(next, Duration::from_secs(60)).await.expect("waited");
         let batch = reader.read(next, 1 << 20).await.expect("read");
         for stored in &batch {
             assert_eq!(stored.offset, next);
