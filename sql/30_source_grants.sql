@@ -2,3 +2,6 @@
 
 GRANT USAGE ON SCHEMA sitepair TO :"login";
 GRANT SELECT ON sitepair.installed, sitepair.flow TO :"login";
+
+-- After a promotion the daemon notes the new timeline.
+GRANT UPDATE (timeline) ON sitepair.flow TO :"login";

@@ -13,7 +13,8 @@ const FLOORS: &[(u8, &[&str])] = &[
     (2, &["rules", "horizon", "postgres", "topic"]),
     (3, &["reader", "applier"]),
     (4, &["deploy", "pipeline"]),
-    (6, &["cli", "main"]),
+    (6, &["cli"]),
+    (7, &["main"]),
 ];
 
 /// Most lines of code a file may have: blank lines, comments and unit tests are not counted.
@@ -157,7 +158,7 @@ fn modules_of_one_folder_have_no_cycle() {
             }
         }
     }
-    for ((_, start), _) in &edges {
+    for (_, start) in edges.keys() {
         let mut seen = Vec::new();
         let mut open = vec![start.clone()];
         while let Some(next) = open.pop() {

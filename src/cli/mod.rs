@@ -1,3 +1,140 @@
-//! F6: the command line.
+//! F6: the command line. One file a verb; one place that turns a fault into a line and an exit code.
 
+pub mod args;
 pub mod demo;
+mod deploy;
+mod output;
+mod pending;
+mod plan;
+mod run;
+mod status;
+mod topic;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{self, Pipeline};
+use crate::model::{Class, Code, Fault, FlowName, Result};
+use args::{Cli, Common, LogFormat, Verb};
+use output::Output;
+
+/// Exit code for "there is something": pending changes, a blocking finding.
+const EXIT_SOMETHING: u8 = 3;
+
+/// Parses the arguments, does what they say, and returns the exit code of CONTRACT: 0, 1, 2, 3 or 4.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // clap prints help and version to stdout and mistakes to stderr, each with its exit code (0 or 2).
+            let _ = usage.print();
+            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
+        }
+    };
+    if let Err(fault) = start_log(&cli) {
+        return end(&fault);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(&Fault::new(Code::Io, format!("start of the runtime: {error}"))),
+    };
+    let code = match runtime.block_on(dispatch(&cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(fault) => end(&fault),
+    };
+    // A connection that hangs must not keep a finished command from ending.
+    runtime.shutdown_background();
+    code
+}
+
+/// Prints the one line of a fault and gives its exit code.
+fn end(fault: &Fault) -> ExitCode {
+    eprintln!("{fault}");
+    ExitCode::from(fault.class().exit_code())
+}
+
+async fn dispatch(cli: &Cli) -> Result<u8> {
+    let output = Output::new(cli.common.json);
+    if let Verb::Demo(args) = &cli.verb {
+        return Ok(u8::from(!demo::run(args, &output).await?));
+    }
+    let pipeline = match load(&cli.common) {
+        Ok(pipeline) => pipeline,
+        Err(code) => return Ok(code),
+    };
+    match &cli.verb {
+        Verb::Demo(_) => Ok(0),
+        Verb::Plan(args) => plan::run(&pipeline, args, output).await,
+        Verb::Deploy(args) => deploy::deploy(&pipeline, args, output).await,
+        Verb::Undeploy(args) => deploy::undeploy(&pipeline, args, output).await,
+        Verb::Run(args) => run::run(&pipeline, &cli.common, args).await,
+        Verb::Status(args) => status::run(&pipeline, &cli.common, args, output).await,
+        Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
+        Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
+    }
+}
+
+/// Reads the pipeline file; prints every error that it holds, a line each.
+fn load(common: &Common) -> std::result::Result<Pipeline, u8> {
+    let usage = Class::Usage.exit_code();
+    let Some(path) = common.pipeline.as_deref() else {
+        eprintln!(
+            "{}",
+            Fault::new(Code::Usage, "no pipeline file").remedy("name it by --pipeline FILE or SITEPAIR_PIPELINE")
+        );
+        return Err(usage);
+    };
+    let pipeline = read(path)?;
+    if let Some(site) = &common.site
+        && !pipeline.sites.contains_key(site)
+    {
+        let known: Vec<_> = pipeline.sites.keys().map(String::as_str).collect();
+        let fault = Fault::new(Code::Usage, format!("--site {site}: no such site in {}", path.display()));
+        eprintln!("{}", fault.remedy(format!("the sites are: {}", known.join(", "))));
+        return Err(usage);
+    }
+    Ok(pipeline)
+}
+
+fn read(path: &Path) -> std::result::Result<Pipeline, u8> {
+    config::load(path, &config::Overrides::default()).map_err(|problems| {
+        for problem in &problems {
+            eprintln!("{problem}");
+        }
+        Class::Usage.exit_code()
+    })
+}
+
+/// The flows that `--flow` and the file name.
+fn flows<'p>(pipeline: &'p Pipeline, common: &Common) -> Result<Vec<&'p FlowName>> {
+    let chosen: Vec<_> = match &common.flow {
+        None => pipeline.flows.iter().collect(),
+        Some(name) => pipeline.flows.iter().filter(|flow| flow.to_string() == *name).collect(),
+    };
+    if chosen.is_empty() {
+        let known: Vec<_> = pipeline.flows.iter().map(ToString::to_string).collect();
+        let fault =
+            Fault::new(Code::Usage, format!("--flow {}: no such flow", common.flow.as_deref().unwrap_or_default()));
+        return Err(fault.remedy(format!("the flows are: {}", known.join(", "))));
+    }
+    Ok(chosen)
+}
+
+/// Log events go to stderr, so that stdout holds results only.
+fn start_log(cli: &Cli) -> Result<()> {
+    let common = &cli.common;
+    let default = if matches!(cli.verb, Verb::Run(_)) { "info" } else { "warn" };
+    let level = common.log_level.as_deref().unwrap_or(default);
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_new(level).map_err(|error| {
+        Fault::new(Code::Usage, format!("--log-level {level}: {error}")).remedy("use error, warn, info, debug or trace")
+    })?;
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started = match common.log_format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| Fault::new(Code::Usage, format!("log: {error}")))
+}

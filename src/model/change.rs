@@ -95,3 +95,16 @@ pub enum Change {
         relations: Vec<Arc<Relation>>,
     },
 }
+
+impl Change {
+    /// The tables that the operation names: one, or those of a TRUNCATE.
+    pub fn tables(&self) -> impl Iterator<Item = &super::names::TableName> {
+        let relations = match self {
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                std::slice::from_ref(relation)
+            }
+            Change::Truncate { relations } => relations.as_slice(),
+        };
+        relations.iter().map(|relation| &relation.table)
+    }
+}

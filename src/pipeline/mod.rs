@@ -1,1 +1,130 @@
-//! F4: the only place where parts are wired.
+//! F4: the only place where parts are wired: which parts run here, how they are kept running, what they are asked.
+
+pub mod amount;
+mod applying;
+mod goal;
+pub mod inspect;
+mod peek;
+pub mod pending;
+mod reading;
+mod retention;
+pub mod status;
+mod supervisor;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::{Pipeline, Site};
+use crate::model::{Code, Fault, FlowName, Result};
+use crate::ports::Stop;
+pub use goal::Timing;
+
+/// Which parts of a flow this process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// Reader and applier.
+    Both,
+    /// The reader only.
+    Reader,
+    /// The applier only.
+    Applier,
+}
+
+/// What `run` was asked for.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The flows to run.
+    pub flows: Vec<FlowName>,
+    /// The site that this node is; `None` plays every site.
+    pub site: Option<String>,
+    /// Which parts.
+    pub parts: Parts,
+    /// End when what the source had flushed at the start has arrived.
+    pub once: bool,
+}
+
+/// The site of that name.
+///
+/// # Errors
+/// `Usage` when the pipeline has no such site; a validated pipeline's flows name only sites that it has.
+pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
+    pipeline.sites.get(name).ok_or_else(|| Fault::new(Code::Usage, format!("no site \"{name}\" in the pipeline file")))
+}
+
+/// Runs flows until they are done (`once`), stopped, or none is left.
+///
+/// With the embedded topic the target's node runs both parts; at the source's site there is nothing to do but to stay
+/// and be seen.
+///
+/// # Errors
+/// Of the flows that stopped by a fault, the one with the highest exit code.
+pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
+    let mut flows = JoinSet::new();
+    for flow in &options.flows {
+        if options.site.as_ref().is_some_and(|site| *site != flow.to) {
+            tracing::info!(%flow, "nothing runs at this site: the topic is embedded, so the node of {} reads and applies", flow.to);
+            continue;
+        }
+        let (pipeline, flow, options, stop) = (pipeline.clone(), flow.clone(), options.clone(), stop.clone());
+        flows.spawn(async move { run_flow(&pipeline, &flow, &options, stop).await.map_err(|fault| fault.at(&flow)) });
+    }
+    if flows.is_empty() && !options.once {
+        wait_until_stopped(stop).await;
+        return Ok(());
+    }
+    let mut worst: Option<Fault> = None;
+    while let Some(ended) = flows.join_next().await {
+        let result = ended.unwrap_or_else(|error| Err(Fault::new(Code::Io, format!("a flow's task ended: {error}"))));
+        if let Err(fault) = result {
+            tracing::error!(%fault, "flow stopped");
+            let rank = |fault: &Fault| fault.class().exit_code();
+            if worst.as_ref().is_none_or(|other| rank(&fault) > rank(other)) {
+                worst = Some(fault);
+            }
+        }
+    }
+    worst.map_or(Ok(()), Err)
+}
+
+/// Runs the parts of one flow; the first that ends by a fault stops the other after its running group.
+async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, stop: Stop) -> Result<()> {
+    let Some((timing, goal)) = goal::find(pipeline, flow, options, stop.clone()).await? else { return Ok(()) };
+    let (halt, halted) = watch::channel(false);
+    let reader = async {
+        match options.parts {
+            Parts::Both | Parts::Reader => reading::keep(pipeline, flow, timing, goal, halted.clone()).await,
+            Parts::Applier => Ok(()),
+        }
+    };
+    let applier = async {
+        match options.parts {
+            Parts::Both | Parts::Applier => applying::keep(pipeline, flow, timing, goal, halted.clone()).await,
+            Parts::Reader => Ok(()),
+        }
+    };
+    let halting = |result: Result<()>| {
+        if result.is_err() {
+            halt.send_replace(true);
+        }
+        result
+    };
+    let parts = async {
+        let (read, applied) = tokio::join!(async { halting(reader.await) }, async { halting(applier.await) });
+        read.and(applied)
+    };
+    tokio::pin!(parts);
+    tokio::select! {
+        result = &mut parts => result,
+        () = wait_until_stopped(stop) => {
+            halt.send_replace(true);
+            parts.await
+        }
+    }
+}
+
+async fn wait_until_stopped(mut stop: Stop) {
+    // A sender that is gone can no longer say stop: then nobody will, and the flow goes on.
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,6 +1,7 @@
 //! Keeps one part of a flow running: transient faults are tried again for ever, visibly; anything else ends it.
 
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -46,7 +47,14 @@ where
     A: FnMut() -> F,
     F: Future<Output = Result<()>>,
 {
-    let fresh = || ExponentialBuilder::default().with_min_delay(BACKOFF_MIN).with_max_delay(BACKOFF_MAX).without_max_times().with_jitter().build();
+    let fresh = || {
+        ExponentialBuilder::default()
+            .with_min_delay(BACKOFF_MIN)
+            .with_max_delay(BACKOFF_MAX)
+            .without_max_times()
+            .with_jitter()
+            .build()
+    };
     let mut backoff = fresh();
     let mut occupied_since: Option<Instant> = None;
     let mut repeated: Option<(Fault, u32)> = None;
@@ -87,6 +95,28 @@ where
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
         }
     }
+}
+
+/// Asks until there is an answer, as [`keep`] runs a part; `None` when stopped before.
+///
+/// # Errors
+/// A fault that no attempt can mend.
+pub async fn until_ok<T, F, A>(part: &str, stop: Stop, mut ask: A) -> Result<Option<T>>
+where
+    A: FnMut() -> F,
+    F: Future<Output = Result<T>>,
+{
+    let answer = Mutex::new(None);
+    let attempt = || {
+        let asked = ask();
+        async {
+            let found = asked.await?;
+            *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+            Ok(())
+        }
+    };
+    keep(part, Duration::ZERO, stop, attempt).await?;
+    Ok(answer.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn count(repeated: Option<(Fault, u32)>, fault: &Fault) -> (Fault, u32) {

@@ -8,7 +8,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixStream};
 
-use super::tls::{self, TlsPlan};
+use super::tls::{self, DialError, TlsPlan};
 use crate::config::{HostPort, SslMode};
 use crate::model::{Code, Fault};
 
@@ -89,15 +89,6 @@ pub(super) async fn resolve(host: &HostPort) -> Result<Vec<Address>, Fault> {
         return Err(Fault::new(Code::Unreachable, format!("host name \"{name}\" has no address")));
     }
     Ok(addresses)
-}
-
-/// Why a stream did not come about.
-#[derive(Debug)]
-pub(super) enum DialError {
-    /// The address can't be reached, or the connection broke.
-    Network(Fault),
-    /// The server has no TLS, or the handshake failed.
-    Tls(Fault),
 }
 
 /// Connects to one address and, as `encryption` says, sets up TLS.

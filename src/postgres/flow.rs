@@ -173,3 +173,13 @@ pub async fn set_entering(client: &Client, name: &FlowName, entering: &Entering)
     let written = client.execute(sql, &[&name.to_string(), &entering.tables, &xmax]).await;
     written.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
+
+/// Notes the timeline that the flow goes on with after a promotion (P4).
+///
+/// # Errors
+/// What the server says.
+pub async fn note_timeline(client: &Client, name: &FlowName, timeline: u32) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET timeline = $2 WHERE flow = $1";
+    let noted = client.execute(sql, &[&name.to_string(), &i64::from(timeline)]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}

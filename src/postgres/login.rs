@@ -14,9 +14,9 @@ use postgres_protocol::message::frontend;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::channel::Channel;
-use super::dial::{self, Address, DialError, Dialed, Encryption, Io, Purpose};
+use super::dial::{self, Address, Dialed, Encryption, Io, Purpose};
 use super::sqlstate;
-use super::tls::{self, TlsPlan};
+use super::tls::{self, DialError, TlsPlan};
 use crate::config::{ChannelBinding, ConnInfo, HostPort, SessionAttrs};
 use crate::model::{Code, Fault, Result};
 

@@ -24,10 +24,18 @@ use tokio_rustls::client::TlsStream;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
-use super::dial::DialError;
 use super::{chain, server_name};
 use crate::config::{ConnInfo, SslMode};
 use crate::model::{Code, Fault, Result};
+
+/// Why a stream did not come about.
+#[derive(Debug)]
+pub(super) enum DialError {
+    /// The address can't be reached, or the connection broke.
+    Network(Fault),
+    /// The server has no TLS, or the handshake failed.
+    Tls(Fault),
+}
 
 /// What the handshake needs, read once for a connection attempt over all hosts.
 pub(super) struct TlsPlan {

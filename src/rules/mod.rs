@@ -4,6 +4,7 @@
 //! row filter that hold for it, or every problem there is. The filter then decides row by row ([`BoundFilter::verdict`]).
 
 mod filter;
+mod matching;
 mod select;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ mod tests;
 use std::fmt;
 
 pub use filter::{BoundFilter, Filter, Verdict};
+pub use matching::TruncatePolicies;
 pub use select::{findings, select};
 
 use crate::config::TruncatePolicy;

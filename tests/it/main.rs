@@ -1,15 +1,20 @@
 //! Tests on real servers. One binary, so that clusters are shared: a pair (source, target) for each PostgreSQL version,
 //! a database pair for each test.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, clippy::print_stdout)]
 
 mod catalog;
+mod cli;
 mod deploy;
 mod filter;
+mod kill;
+mod large;
+mod pair;
 mod pinned;
 mod reader;
 mod replication;
 mod session;
+mod states;
 mod support;
 mod tls;
 mod topic;

@@ -222,7 +222,7 @@ async fn a_stream_lets_its_server_stop_and_frees_its_slot() {
 #[tokio::test]
 async fn a_killed_server_is_a_transient_fault() {
     for (version, _) in versions() {
-        let mut cluster = own_cluster(*version, &[]);
+        let cluster = own_cluster(*version, &[]);
         let info = conninfo::parse(&cluster.conninfo("postgres", "postgres")).unwrap();
         prepared(&info, "s").await;
         let mut stream = walsender(&info).await.start("s", "p").await.unwrap();

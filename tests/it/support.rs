@@ -37,6 +37,14 @@ pub fn own_cluster(version: u32, settings: &[&str]) -> Cluster {
     Cluster::start(bin(version), &settings).expect("cluster starts")
 }
 
+/// A database in a cluster of its own, for tests that stop, kill or restore the server. The cluster ends with the process.
+pub fn own_database(version: u32, name: &str) -> Database {
+    let settings = ["wal_sender_timeout=5s", "max_replication_slots=10"];
+    let cluster: &'static Cluster = Box::leak(Box::new(own_cluster(version, &settings)));
+    psql(cluster, "postgres", &format!("create database {name}"));
+    Database { cluster, name: name.to_owned() }
+}
+
 /// The shared cluster of a version and side (0 source, 1 target), and a fresh database in it.
 pub fn database(version: u32, side: usize) -> Database {
     static SHARED: Mutex<Vec<((u32, usize), &'static Cluster)>> = Mutex::new(Vec::new());

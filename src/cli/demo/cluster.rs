@@ -65,7 +65,7 @@ impl Cluster {
         reap.args(["-c", script]).arg(bin).arg(&dir).stdin(Stdio::piped()).process_group(0);
         let reaper = as_user(&mut reap, user).spawn().map_err(|error| io("sh", error))?;
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut cluster = Cluster { bin: bin.to_owned(), dir, port: free_port()?, settings, user, reaper };
+        let cluster = Cluster { bin: bin.to_owned(), dir, port: free_port()?, settings, user, reaper };
         cluster.run(
             "initdb",
             &["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
@@ -78,7 +78,7 @@ impl Cluster {
     ///
     /// # Errors
     /// `Io` with the server's own words when it does not start.
-    pub fn boot(&mut self) -> Result<()> {
+    pub fn boot(&self) -> Result<()> {
         let mut options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c wal_level=logical -c max_wal_senders=20 -c max_replication_slots=20 \
              -c shared_buffers=64MB -c max_connections=60 -c autovacuum_naptime=5s -c log_line_prefix='%m[%p] '",
@@ -109,7 +109,7 @@ impl Cluster {
     ///
     /// # Errors
     /// `Io` when it does not stop within a minute.
-    pub fn stop(&mut self, mode: &str) -> Result<()> {
+    pub fn stop(&self, mode: &str) -> Result<()> {
         self.run("pg_ctl", &["-D", "data", "-s", "-w", "-t", "60", "-m", mode, "stop"])
     }
 
@@ -117,7 +117,7 @@ impl Cluster {
     ///
     /// # Errors
     /// `Io` when there is no such process.
-    pub fn kill(&mut self) -> Result<()> {
+    pub fn kill(&self) -> Result<()> {
         self.signal("KILL")
     }
 

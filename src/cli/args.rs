@@ -1,0 +1,200 @@
+//! The command line as clap reads it; `docs/CLI.md` is generated from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Keeps the account data of two PostgreSQL sites the same.
+#[derive(Debug, Parser)]
+#[command(name = "sitepair", version, max_term_width = 110, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What every verb takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sitepair demo                                      two throw-away sites, with proof
+  sitepair --pipeline mssp.toml plan                 what deploy would do, and what stands in its way
+  sitepair --pipeline mssp.toml deploy               install slot, publication, schema and grants
+  sitepair --pipeline mssp.toml --site oulu run      the daemon of one site
+  sitepair --pipeline mssp.toml status --watch       where each flow stands
+  sitepair --pipeline mssp.toml pending --json       is there anything left to replicate?
+
+Exit codes: 0 done; 1 failed; 2 usage or file error; 3 there is something (pending, blocking finding);
+4 stopped by a guard (gap, lost slot, wrong identity, second reader or applier).";
+
+/// Options that every verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The pipeline file.
+    #[arg(long, value_name = "FILE", env = "SITEPAIR_PIPELINE", global = true)]
+    pub pipeline: Option<PathBuf>,
+    /// Which site this node is; without it `run` plays every site.
+    #[arg(long, value_name = "NAME", env = "SITEPAIR_SITE", global = true)]
+    pub site: Option<String>,
+    /// Only this flow, by name: <pipeline>_<from>_<to>.
+    #[arg(long, value_name = "NAME", global = true)]
+    pub flow: Option<String>,
+    /// One documented JSON object, or JSON lines, on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Form of the log on stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORM", global = true)]
+    pub log_format: LogFormat,
+    /// Least level of the log: error, warn, info, debug, trace, or a tracing filter. Default: info for `run`, warn elsewhere.
+    #[arg(long, value_name = "LEVEL", env = "SITEPAIR_LOG", global = true)]
+    pub log_level: Option<String>,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line of text for each event.
+    Text,
+    /// One JSON object for each event.
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Two throw-away sites on this machine, a load, kills, and the proof that both agree.
+    Demo(DemoArgs),
+    /// What stands in the way, and what `deploy` would change; exit 3 if something blocks.
+    Plan(OnlyArgs),
+    /// Installs schema, roles' grants, publication, slot and origin. Repeatable.
+    Deploy(DeployArgs),
+    /// Removes what `deploy` installed. Repeatable.
+    Undeploy(UndeployArgs),
+    /// The daemon: reads the slot into the topic and applies the topic to the target.
+    Run(RunArgs),
+    /// Where each flow stands.
+    Status(StatusArgs),
+    /// Is there anything to replicate? Exit 0: proven nothing; 3: something; 1: unknown.
+    Pending(PendingArgs),
+    /// What is in the topic.
+    #[command(subcommand)]
+    Topic(TopicVerb),
+}
+
+/// Options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How long the load runs, for example 8s.
+    #[arg(long, default_value = "8s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: std::time::Duration,
+    /// Directory of PostgreSQL's server programs; default: PATH, then /usr/lib/postgresql/*/bin.
+    #[arg(long, value_name = "DIR")]
+    pub server: Option<PathBuf>,
+}
+
+/// Limits a verb to one site.
+#[derive(Debug, Clone, Args)]
+pub struct OnlyArgs {
+    /// Act on this site alone.
+    #[arg(long, value_name = "SITE")]
+    pub only: Option<String>,
+}
+
+/// Options of `deploy`.
+#[derive(Debug, Clone, Args)]
+pub struct DeployArgs {
+    /// Act on this site alone.
+    #[arg(long, value_name = "SITE")]
+    pub only: Option<String>,
+    /// Print a psql script instead of doing it.
+    #[arg(long)]
+    pub print: bool,
+    /// How long to wait for transactions that stand in the way.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: std::time::Duration,
+}
+
+/// Options of `undeploy`.
+#[derive(Debug, Clone, Args)]
+pub struct UndeployArgs {
+    /// Act on this site alone.
+    #[arg(long, value_name = "SITE")]
+    pub only: Option<String>,
+    /// Drop the journal and parked operations too, without asking.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Run the reader only (both without --reader and --applier).
+    #[arg(long)]
+    pub reader: bool,
+    /// Run the applier only.
+    #[arg(long)]
+    pub applier: bool,
+    /// End when everything that the source had flushed at the start is applied (with --reader: durable in the topic;
+    /// with --applier: everything that the topic held at the start is applied).
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Options of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Show it anew every two seconds until Ctrl-C.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Options of `pending`.
+#[derive(Debug, Clone, Args)]
+pub struct PendingArgs {
+    /// How long to wait for the running reader to catch up with the position noted.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: std::time::Duration,
+}
+
+/// Verbs of `topic`.
+#[derive(Debug, Subcommand)]
+pub enum TopicVerb {
+    /// Size, bounds and times.
+    Info,
+    /// The records, a JSON object a line.
+    Cat(CatArgs),
+}
+
+/// Options of `topic cat`.
+#[derive(Debug, Clone, Args)]
+pub struct CatArgs {
+    /// First record: an OFFSET (decimal), an LSN (X/Y) or a TIME (RFC 3339).
+    #[arg(long, value_name = "WHERE")]
+    pub from: Option<String>,
+    /// End, not included: an OFFSET, an LSN or a TIME.
+    #[arg(long, value_name = "WHERE")]
+    pub to: Option<String>,
+    /// Only transactions that touch this table, as schema.table.
+    #[arg(long, value_name = "TABLE")]
+    pub table: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn common_options_stand_before_or_after_the_verb() {
+        for line in ["sitepair --json --pipeline a.toml pending", "sitepair pending --pipeline a.toml --json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+            assert!(cli.common.json && cli.common.pipeline.is_some());
+        }
+    }
+}

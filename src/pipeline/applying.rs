@@ -1,0 +1,72 @@
+//! Puts an applier together and runs it under the supervisor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Timing, supervisor};
+use crate::applier::{self, ApplierParts, ApplierState, GroupBounds};
+use crate::config::Pipeline;
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Result};
+use crate::ports::{Goal, Stop};
+use crate::postgres::{flow as installed, session};
+use crate::rules::TruncatePolicies;
+use crate::topic::embedded::Reader;
+
+/// Bound of the look at the source for the flow's identity: the applier must go on while the source is away.
+const IDENTITY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What `pg_stat_activity` shows for the applier's sessions; `status` looks for it.
+pub fn application_name(flow: &FlowName) -> String {
+    format!("sitepair applier {flow}")
+}
+
+/// Runs the applier of one flow until its goal, until stopped, or until a fault that no attempt can mend.
+///
+/// # Errors
+/// That fault.
+pub async fn keep(pipeline: &Pipeline, flow: &FlowName, timing: Timing, goal: Goal, stop: Stop) -> Result<()> {
+    supervisor::keep("applier", timing.takeover, stop.clone(), || apply(pipeline, flow, goal, stop.clone())).await
+}
+
+/// One attempt. What the source would say is left out while it does not answer, unless this is the first start: then
+/// nobody else knows whose topic this should be.
+async fn apply(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+    let (source, target) = (super::site(pipeline, &flow.from)?, super::site(pipeline, &flow.to)?);
+    let identity = identity(pipeline, flow).await?;
+    let policies = TruncatePolicies::new(&pipeline.tables);
+    let parts = ApplierParts {
+        topic: Reader::open(&pipeline.topic.path, flow)?,
+        target: target.postgres.clone(),
+        source: Some(source.postgres.clone()),
+        flow: flow.clone(),
+        identity,
+        truncate: Arc::new(move |table| policies.of(table)),
+        on_error: pipeline.apply.on_error,
+        max_row_bytes: pipeline.apply.max_row_bytes,
+        bounds: GroupBounds { rows: pipeline.tuning.group_rows, bytes: pipeline.tuning.group_bytes },
+        application: application_name(flow),
+    };
+    let (state, _) = watch::channel(ApplierState::default());
+    tracing::info!(%flow, site = %target.name, "applier starts");
+    applier::run(parts, stop, goal, state).await.map_err(|fault| fault.at(&target.name))
+}
+
+/// The flow as `deploy` noted it at the source; `None` while the source does not answer.
+async fn identity(pipeline: &Pipeline, flow: &FlowName) -> Result<Option<FlowIdentity>> {
+    let site = super::site(pipeline, &flow.from)?;
+    let asked = async {
+        let source = session::connect(&site.postgres, &application_name(flow)).await?;
+        installed::read(&source, flow).await
+    };
+    match tokio::time::timeout(IDENTITY_PATIENCE, asked).await {
+        Ok(Ok(identity)) => {
+            let what = || Fault::new(Code::NotDeployed, format!("{}: sitepair.flow has no row for {flow}", site.name));
+            identity.ok_or_else(what).map(Some)
+        }
+        Ok(Err(fault)) if fault.is_transient() => Ok(None),
+        Ok(Err(fault)) => Err(fault.at(&site.name)),
+        Err(_) => Ok(None),
+    }
+}

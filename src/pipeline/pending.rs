@@ -1,0 +1,146 @@
+//! Is there anything to replicate? An exact count, or the fault that kept it from being known.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::amount::Pending;
+use super::peek::{Counter, Counts, Peek};
+use super::{reading, site};
+use crate::applier::checkpoint;
+use crate::config::Pipeline;
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, WriterId};
+use crate::ports::{Goal, Seek, TopicReader};
+use crate::postgres::session::{self, Session};
+use crate::postgres::{slot, sqlstate, wal};
+use crate::reader::{self, ReaderParts, ReaderState};
+use crate::topic::embedded::Reader;
+
+/// Between two looks at the topic while the running reader comes nearer.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// No heartbeat is wanted of a reader that only counts.
+const NO_HEARTBEAT: Duration = Duration::from_secs(24 * 3600);
+
+/// Notes the source's flush position and counts the transactions up to it that the target does not have: from the topic,
+/// and beyond its end by waiting for the running reader, or by peeking at the slot when none runs.
+///
+/// # Errors
+/// Whatever keeps the answer from being known: `Timeout` when the running reader did not get there in time.
+pub async fn count(pipeline: &Pipeline, flow: &FlowName, timeout: Duration) -> Result<Pending> {
+    let source = site(pipeline, &flow.from)?;
+    let session = session::connect(&source.postgres, &format!("sitepair pending {flow}"))
+        .await
+        .map_err(|fault| fault.at(&source.name))?;
+    let upto = wal::flush_lsn(&session).await?;
+    let started = Instant::now();
+    let unread = loop {
+        let left = timeout.saturating_sub(started.elapsed());
+        let asked = match reach(pipeline, flow, &session, upto, left).await {
+            Ok(Reached::ByReader) => Ok(Pending::default()),
+            Ok(Reached::Nobody) => peek(pipeline, flow, upto).await,
+            Err(fault) => Err(fault),
+        };
+        match asked {
+            // A reader that starts just now takes the slot from the one who peeks: then it is the one to wait for.
+            Err(Fault { code: Code::SecondReader | Code::Contention, .. }) if started.elapsed() < timeout => {}
+            answer => break answer.map_err(|fault| fault.at(&source.name))?,
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    };
+    let unapplied = unapplied(pipeline, flow, upto).await?;
+    Ok(unapplied.plus(unread))
+}
+
+/// Who has read the slot up to the position.
+enum Reached {
+    /// The running reader: everything is in the topic.
+    ByReader,
+    /// No reader runs.
+    Nobody,
+}
+
+async fn reach(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    source: &Session,
+    upto: Lsn,
+    timeout: Duration,
+) -> Result<Reached> {
+    let mut topic = Reader::open(&pipeline.topic.path, flow)?;
+    let started = Instant::now();
+    loop {
+        let end = topic.bounds().await?.end_lsn;
+        if end >= Some(upto) {
+            return Ok(Reached::ByReader);
+        }
+        let name = flow.object();
+        let lost = || Fault::new(Code::SlotLost, format!("slot \"{name}\" does not exist"));
+        let state = slot::state(source, &name).await?.ok_or_else(lost)?;
+        if !state.active {
+            return Ok(Reached::Nobody);
+        }
+        if started.elapsed() > timeout {
+            let at = end.map_or_else(|| "nowhere yet".to_owned(), |end| format!("at {end}"));
+            let what =
+                format!("the running reader is {at}, the source had flushed {upto}: how much is pending is unknown");
+            return Err(Fault::new(Code::Timeout, what).remedy("ask again, with a longer --timeout"));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Counts beyond the topic's end, through the reader itself.
+async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending> {
+    let application = format!("sitepair pending {flow}");
+    let source = super::site(pipeline, &flow.from)?;
+    let session = session::connect(&source.postgres, &application).await?;
+    let deployed = reading::deployed(&session, flow).await?;
+    let confirmed = reading::usable_slot(&session, &deployed).await?;
+    let selected = reading::selected(pipeline, &session).await?;
+    let counts = Arc::new(Counts::default());
+    let topic = Counter::after(Reader::open(&pipeline.topic.path, flow)?, Arc::clone(&counts)).await?;
+    let beside = session::connect(&source.postgres, &application).await?;
+    let parts = ReaderParts {
+        source: Peek::start(&session, &deployed.genesis.slot, &flow.object(), upto).await?,
+        topic,
+        writer: WriterId::new_v4(),
+        lookup: Arc::new(beside),
+        selected,
+        identity: deployed,
+        confirmed,
+        max_row_bytes: u64::MAX,
+        heartbeat_interval: NO_HEARTBEAT,
+    };
+    let (_running, stop) = watch::channel(false);
+    let (state, _) = watch::channel(ReaderState::default());
+    reader::run(parts, stop, Goal::Lsn(upto), state).await?;
+    Ok(counts.pending())
+}
+
+/// Counts in the topic from the checkpoint on, and what is parked.
+async fn unapplied(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending> {
+    let target = site(pipeline, &flow.to)?;
+    let session = session::connect(&target.postgres, &format!("sitepair pending {flow}"))
+        .await
+        .map_err(|fault| fault.at(&target.name))?;
+    let checkpoint = checkpoint::read(&session, flow).await.map_err(|fault| fault.at(&target.name))?;
+    let mut topic = Reader::open(&pipeline.topic.path, flow)?;
+    let from = checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next);
+    // A transaction that ends after the position was committed later than the question was asked.
+    let to = topic.find(Seek::Lsn(upto)).await?;
+    let count = if to > from { topic.count(from, to).await? } else { Default::default() };
+    let held = Pending {
+        transactions: count.transactions,
+        rows: count.rows,
+        bytes: if count.transactions > 0 { count.bytes } else { 0 },
+    };
+    Ok(held.plus(parked(&session, flow).await.map_err(|fault| fault.at(&target.name))?))
+}
+
+async fn parked(target: &Session, flow: &FlowName) -> Result<Pending> {
+    let sql = "select count(distinct end_lsn), count(*), coalesce(sum(octet_length(image::text)), 0)::bigint from sitepair.parked where flow = $1";
+    let row = target.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
+    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2) })
+}

@@ -1,0 +1,132 @@
+//! Puts a reader together: source sessions, checks of identity, rules, topic; then runs it under the supervisor.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Timing, retention, supervisor};
+use crate::config::{Pipeline, Site};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Lsn, Result};
+use crate::ports::{Goal, Stop, TopicWriter};
+use crate::postgres::replication::Replication;
+use crate::postgres::session::{self, Session};
+use crate::postgres::slot::{self, SlotState};
+use crate::postgres::{catalog, flow as installed};
+use crate::reader::identity::{self, Server, Slot, Switch};
+use crate::reader::{self, ReaderParts, ReaderState};
+use crate::rules::{self, Selected};
+use crate::topic::embedded::{Writer, WriterOptions};
+
+/// What `pg_stat_activity` shows for the reader's sessions.
+fn application_name(flow: &FlowName) -> String {
+    format!("sitepair reader {flow}")
+}
+
+/// Runs the reader of one flow until its goal, until stopped, or until a fault that no attempt can mend.
+///
+/// # Errors
+/// That fault.
+pub async fn keep(pipeline: &Pipeline, flow: &FlowName, timing: Timing, goal: Goal, stop: Stop) -> Result<()> {
+    supervisor::keep("reader", timing.takeover, stop.clone(), || read(pipeline, flow, goal, stop.clone())).await
+}
+
+/// One attempt: everything is checked anew, and nothing is remembered but what the topic holds.
+async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+    let site = super::site(pipeline, &flow.from)?;
+    attempt(pipeline, site, flow, goal, stop).await.map_err(|fault| fault.at(&site.name))
+}
+
+async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+    let source = session::connect(&site.postgres, &application_name(flow)).await?;
+    let deployed = deployed(&source, flow).await?;
+    let confirmed = usable_slot(&source, &deployed).await?;
+    let selected = selected(pipeline, &source).await?;
+    let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
+    let (dir, options) = (pipeline.topic.path.clone(), WriterOptions::from(&pipeline.topic));
+    let opened = flow.clone();
+    let topic = tokio::task::spawn_blocking(move || Writer::open(&dir, &opened, options)).await;
+    let topic = topic.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))??;
+    same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
+    let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
+    let retention = topic.retention();
+    let parts = ReaderParts {
+        source: stream,
+        writer: topic.id(),
+        topic,
+        lookup: Arc::new(source),
+        selected,
+        identity: deployed,
+        confirmed,
+        max_row_bytes: pipeline.apply.max_row_bytes,
+        heartbeat_interval: pipeline.tuning.heartbeat_interval,
+    };
+    tracing::info!(%flow, site = %site.name, slot = %flow.object(), lsn = %confirmed, "reader starts");
+    let (state, _) = watch::channel(ReaderState::default());
+    tokio::select! {
+        result = reader::run(parts, stop, goal, state) => result,
+        never = retention::keep(pipeline, flow, retention) => match never {},
+    }
+}
+
+pub(super) async fn deployed(source: &Session, flow: &FlowName) -> Result<FlowIdentity> {
+    let identity = installed::read(source, flow).await?;
+    let identity =
+        identity.ok_or_else(|| Fault::new(Code::NotDeployed, format!("sitepair.flow has no row for {flow}")))?;
+    if identity.held_rows.is_empty() {
+        return Ok(identity);
+    }
+    let tables = identity.held_rows.join(", ");
+    Err(Fault::new(
+        Code::NeedsCopy,
+        format!("tables held rows when the pipeline was deployed ({tables}), and this version can't copy them"),
+    ))
+}
+
+/// The slot's confirmed position, if it is the one that `deploy` made and still good.
+pub(super) async fn usable_slot(source: &Session, deployed: &FlowIdentity) -> Result<Lsn> {
+    let name = &deployed.genesis.slot;
+    let lost = |what: String| Fault::new(Code::SlotLost, format!("slot \"{name}\" {what}"));
+    let state = slot::state(source, name).await?.ok_or_else(|| lost("does not exist".to_owned()))?;
+    let SlotState { invalidation, confirmed_flush_lsn, .. } = &state;
+    if let Some(reason) = invalidation {
+        return Err(lost(format!("was invalidated by the server ({reason})")));
+    }
+    let confirmed = confirmed_flush_lsn.ok_or_else(|| lost("has no position".to_owned()))?;
+    let slot = Slot {
+        plugin: state.plugin.unwrap_or_default(),
+        database: state.database.unwrap_or_default(),
+        database_oid: state.database_oid.unwrap_or_default(),
+        two_phase: state.two_phase,
+    };
+    identity::check_slot(&deployed.genesis, &slot)?;
+    Ok(confirmed)
+}
+
+pub(super) async fn selected(pipeline: &Pipeline, source: &Session) -> Result<Vec<Selected>> {
+    let tables = catalog::tables(source).await?;
+    rules::select(&pipeline.tables, &tables).map_err(|problems| {
+        let (first, more) = (problems.iter().find(|problem| problem.blocking), problems.len());
+        let what = first.map_or_else(|| "no table is selected".to_owned(), ToString::to_string);
+        Fault::new(Code::Blocked, what).remedy(format!("see all {more} findings by `sitepair plan`"))
+    })
+}
+
+/// P3, P4: the cluster is the one that the topic came from, and no earlier than the topic's end. A new timeline is noted
+/// before anything is read on it.
+async fn same_source(
+    replication: &mut Replication,
+    source: &Session,
+    deployed: &FlowIdentity,
+    tail: Lsn,
+) -> Result<()> {
+    let system = replication.identify_system().await?;
+    let history = if system.timeline > 1 { replication.timeline_history(system.timeline).await? } else { Vec::new() };
+    let history: Vec<_> =
+        history.into_iter().map(|line| Switch { timeline: line.timeline, switch_lsn: line.switch_lsn }).collect();
+    let server = Server { system_id: system.system_id, timeline: system.timeline, xlogpos: system.xlogpos };
+    let timeline = identity::check(&deployed.genesis, &server, &history, tail)?;
+    if timeline != deployed.genesis.timeline {
+        installed::note_timeline(source, &deployed.name, timeline).await?;
+    }
+    Ok(())
+}

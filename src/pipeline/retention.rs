@@ -1,0 +1,57 @@
+//! Tells the topic what the applier has passed, so that retention can drop it.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use super::site;
+use crate::applier::checkpoint;
+use crate::config::Pipeline;
+use crate::model::{FlowName, Offset, Result, units};
+use crate::postgres::{session, wal};
+use crate::topic::embedded::Retention;
+
+/// Between two looks at the checkpoint.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks at the target's flush position.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The WAL writer flushes within a few of its delays (200 ms by default).
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Keeps the topic within its age and size for as long as it is polled. A target that does not answer keeps what it needs.
+pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Retention) -> Infallible {
+    loop {
+        match once(pipeline, flow, &retention).await {
+            Ok(()) => {}
+            Err(fault) if fault.is_transient() => tracing::debug!(%flow, %fault, "retention waits for the target"),
+            Err(fault) => tracing::warn!(%flow, %fault, "retention could not run"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Result<()> {
+    let keep_from = flushed_offset(pipeline, flow).await?;
+    let dropped = retention.retain(keep_from, units::now_us()).await?;
+    if dropped.records > 0 {
+        tracing::info!(%flow, records = dropped.records, bytes = dropped.bytes, first = %dropped.first, "retention dropped applied records");
+    }
+    Ok(())
+}
+
+/// The checkpoint, once its commit is flushed at the target (P8): with synchronous_commit off a crash could take back one
+/// that is only visible.
+async fn flushed_offset(pipeline: &Pipeline, flow: &FlowName) -> Result<Offset> {
+    let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
+    let checkpoint = checkpoint::read(&target, flow).await?;
+    let written = wal::insert_lsn(&target).await?;
+    let started = Instant::now();
+    while wal::flush_lsn(&target).await? < written {
+        if started.elapsed() > FLUSH_PATIENCE {
+            // The insert position stands just past a page header while the server is idle: next time, then.
+            return Ok(Offset(0));
+        }
+        tokio::time::sleep(FLUSH_INTERVAL).await;
+    }
+    Ok(checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next))
+}

@@ -1,0 +1,62 @@
+//! Which rule a table belongs to, by name alone: for a site that has no catalog of the source at hand.
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::config::{Rule, TruncatePolicy};
+use crate::model::TableName;
+
+/// What TRUNCATE does to each table, by the rule that its name matches.
+pub struct TruncatePolicies(Vec<(Vec<GlobMatcher>, Vec<GlobMatcher>, TruncatePolicy)>);
+
+impl TruncatePolicies {
+    /// From validated rules; a glob that can't be parsed was refused when the file was read, and matches nothing here.
+    pub fn new(rules: &[Rule]) -> Self {
+        let compile = |globs: &[String]| globs.iter().filter_map(|glob| matcher(glob)).collect();
+        Self(rules.iter().map(|rule| (compile(&rule.include), compile(&rule.exclude), rule.truncate)).collect())
+    }
+
+    /// The policy for a table. A table that no rule names any more stops the flow at its TRUNCATE rather than being emptied.
+    pub fn of(&self, table: &TableName) -> TruncatePolicy {
+        let name = table.to_string();
+        let any = |globs: &[GlobMatcher]| globs.iter().any(|glob| glob.is_match(&name));
+        let found = self.0.iter().find(|(include, exclude, _)| any(include) && !any(exclude));
+        found.map_or(TruncatePolicy::Stop, |(_, _, policy)| *policy)
+    }
+}
+
+/// A glob on `schema.table`: case-sensitive, `*` and `?` match any character.
+fn matcher(glob: &str) -> Option<GlobMatcher> {
+    GlobBuilder::new(glob)
+        .literal_separator(false)
+        .backslash_escape(true)
+        .build()
+        .ok()
+        .map(|glob| glob.compile_matcher())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ColumnRule;
+
+    #[test]
+    fn the_first_matching_rule_decides() {
+        let rule = |include: &str, exclude: &str, truncate| Rule {
+            include: vec![include.to_owned()],
+            exclude: vec![exclude.to_owned()],
+            columns: ColumnRule::All,
+            filter: None,
+            truncate,
+            place: "f:1".to_owned(),
+        };
+        let policies = TruncatePolicies::new(&[
+            rule("public.a*", "public.ab", TruncatePolicy::Apply),
+            rule("public.ab", "-", TruncatePolicy::Ignore),
+        ]);
+        for (name, policy) in
+            [("account", TruncatePolicy::Apply), ("ab", TruncatePolicy::Ignore), ("log", TruncatePolicy::Stop)]
+        {
+            assert_eq!(policies.of(&TableName::new("public", name)), policy, "{name}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Generated pages say what the code says. `make docs` writes them anew.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use sitepair::cli::args::Cli;
+use sitepair::model::{Class, Code};
+
+/// Compares a page with what the code generates, or writes it.
+fn check(path: &str, generated: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("SITEPAIR_WRITE_DOCS").is_some() {
+        fs::write(&path, generated).expect("writable");
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == generated, "{} is not what the code says: run `make docs`", path.display());
+}
+
+#[test]
+fn the_error_catalogue() {
+    let mut page = String::from(
+        "# Messages\n\nGenerated from the code (`make docs`). A message is one line: `error[NAME]: what happened and where; what to do`.\n\
+         The exit code is that of its class; a transient fault is tried again for ever by `run` and ends other verbs with 1.\n",
+    );
+    for (class, title) in [
+        (Class::Usage, "Exit 2: the command line or the file is wrong; nothing was touched"),
+        (Class::Failed, "Exit 1: it can't work as things are"),
+        (Class::Guard, "Exit 4: a guard stopped the flow"),
+        (Class::Transient, "Tried again"),
+    ] {
+        write!(page, "\n## {title}\n\n| name | cause | remedy |\n|---|---|---|\n").expect("writes");
+        for code in Code::ALL.iter().filter(|code| code.class() == class) {
+            let cell = |text: &str| text.trim().replace('|', "\\|").replace('\n', " ");
+            writeln!(page, "| `{}` | {} | {} |", code.name(), cell(code.cause()), cell(code.remedy())).expect("writes");
+        }
+    }
+    check("docs/ERRORS.md", &page);
+}
+
+#[test]
+fn the_command_line_reference() {
+    let mut page = String::from("# Command line\n\nGenerated from the code (`make docs`).\n");
+    describe(&mut Cli::command(), "sitepair", &mut page);
+    check("docs/CLI.md", &page);
+}
+
+fn describe(command: &mut clap::Command, name: &str, page: &mut String) {
+    let help = command.clone().bin_name(name).term_width(110).render_long_help().to_string();
+    let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    write!(page, "\n## {name}\n\n```text\n{}\n```\n", help.join("\n")).expect("writes");
+    for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+        let name = format!("{name} {}", sub.get_name());
+        describe(sub, &name, page);
+    }
+}

@@ -1,0 +1,272 @@
+//! Two sites with the real program between them: what end-to-end tests are written with.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Database, database};
+
+/// Longest time that any step of a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A source and a target database, a pipeline file, and the program.
+pub struct Pair {
+    pub source: Database,
+    pub target: Database,
+    pub dir: tempfile::TempDir,
+    pub file: PathBuf,
+    /// Name of the pipeline: slots are shared by all databases of a cluster, so each test has its own.
+    pub name: String,
+}
+
+/// What a command printed and how it ended.
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code: output.status.code().unwrap_or(-1), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+}
+
+impl Pair {
+    /// Two databases of one version with the same schema, and a file that carries `tables` (TOML).
+    pub fn new(version: u32, schema: &str, tables: &str) -> Pair {
+        Self::across(version, version, schema, schema, tables)
+    }
+
+    /// Two databases with their own versions and schemas.
+    pub fn across(from: u32, to: u32, source_schema: &str, target_schema: &str, tables: &str) -> Pair {
+        let (source, target) = (database(from, 0), database(to, 1));
+        source.sql(source_schema);
+        target.sql(target_schema);
+        Self::between(source, target, tables, "")
+    }
+
+    /// A file between two databases that are there already; `more` is further TOML.
+    pub fn between(source: Database, target: Database, tables: &str, more: &str) -> Pair {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let name = format!("p{}", source.name.trim_end_matches("_0"));
+        let file = dir.path().join("pair.toml");
+        let text = format!(
+            "pipeline = \"{name}\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{} sslmode=disable\"\n\
+             [site.b]\npostgres = \"{} sslmode=disable\"\n{tables}\n[topic]\npath = \"topic\"\n[wal]\nlimit = \"10GiB\"\n{more}\n",
+            source.conninfo(),
+            target.conninfo(),
+        );
+        fs::write(&file, text).expect("writable");
+        Pair { source, target, dir, file, name }
+    }
+
+    /// The flow's name.
+    pub fn flow(&self) -> String {
+        format!("{}_a_b", self.name)
+    }
+
+    /// The command, with the pipeline file.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sitepair"));
+        command.arg("--pipeline").arg(&self.file).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a verb to its end, or kills it when it takes too long.
+    pub fn sitepair(&self, args: &[&str]) -> Ended {
+        self.within(PATIENCE, args)
+    }
+
+    /// Runs a verb for at most `patience`; a verb that is still running then is killed, and its code is -1.
+    pub fn within(&self, patience: Duration, args: &[&str]) -> Ended {
+        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let pid = rustix::process::Pid::from_child(&child);
+        let (ended, has_ended) = std::sync::mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            if has_ended.recv_timeout(patience).is_err() {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        });
+        let stdout = read_all(child.stdout.take());
+        let stderr = read_all(child.stderr.take());
+        let status = child.wait().expect("ends");
+        let _ = ended.send(());
+        watch.join().expect("watch");
+        Ended {
+            code: status.code().unwrap_or(-1),
+            stdout: stdout.join().expect("utf-8"),
+            stderr: stderr.join().expect("utf-8"),
+        }
+    }
+
+    /// `deploy`, which must succeed.
+    pub fn deploy(&self) {
+        let ended = self.sitepair(&["deploy"]);
+        assert_eq!(ended.code, 0, "deploy: {}{}", ended.stdout, ended.stderr);
+    }
+
+    /// `run --once`, which must succeed.
+    pub fn run_once(&self) {
+        let ended = self.sitepair(&["run", "--once"]);
+        assert_eq!(ended.code, 0, "run --once: {}{}", ended.stdout, ended.stderr);
+    }
+
+    /// Starts `run` with more arguments and environment; its log goes to `run.log`.
+    pub fn daemon(&self, args: &[&str], environment: &[(&str, &str)]) -> Daemon {
+        let path = self.dir.path().join("run.log");
+        let log = fs::OpenOptions::new().create(true).append(true).open(&path).expect("log");
+        let mut command = self.command(&["run"]);
+        command.args(args).envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log);
+        Daemon { child: command.spawn().expect("starts") }
+    }
+
+    /// What the daemons have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("run.log")).unwrap_or_default()
+    }
+
+    /// Waits until `pending` proves that nothing is left.
+    pub fn settle(&self) {
+        let started = Instant::now();
+        loop {
+            let ended = self.sitepair(&["pending", "--json"]);
+            if ended.code == 0 {
+                return;
+            }
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(12).collect();
+            assert!(
+                started.elapsed() < PATIENCE,
+                "still pending: {}{}\n{}",
+                ended.stdout,
+                ended.stderr,
+                tail.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Both sites hold the same rows of a table: columns by name, values as text, in order.
+    pub fn assert_equal(&self, table: &str) {
+        let columns = self.source.sql(&format!(
+            "select string_agg(quote_ident(attname), ', ' order by attname) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
+        ));
+        let count = format!("select count(*) from {table}");
+        let digest = format!(
+            "select coalesce(md5(string_agg(d, '' order by d)), '-') from (select md5(row({columns})::text) d from {table}) t"
+        );
+        let (here, there) = (self.source.sql(&count), self.target.sql(&count));
+        assert_eq!(here, there, "rows of {table}\n{}", self.difference(table, &columns));
+        let (here, there) = (self.source.sql(&digest), self.target.sql(&digest));
+        assert_eq!(here, there, "digest of {table}\n{}", self.difference(table, &columns));
+    }
+
+    /// The first rows that one site has and the other has not.
+    fn difference(&self, table: &str, columns: &str) -> String {
+        let rows = |database: &Database| -> Vec<String> {
+            database
+                .sql(&format!("select left(row({columns})::text, 200) from {table} order by 1"))
+                .lines()
+                .map(str::to_owned)
+                .collect()
+        };
+        let (here, there) = (rows(&self.source), rows(&self.target));
+        let only = |some: &[String], other: &[String]| {
+            some.iter().filter(|row| !other.contains(row)).take(5).cloned().collect::<Vec<_>>().join("\n  ")
+        };
+        format!("only at the source:\n  {}\nonly at the target:\n  {}", only(&here, &there), only(&there, &here))
+    }
+
+    /// The journal has each offset of the topic once: no gap, no double.
+    pub fn assert_journal_whole(&self) {
+        let broken = self.target.sql(
+            "select count(*) from (select first_offset, lag(last_offset + 1) over (order by first_offset) as expected from sitepair.journal) j
+              where first_offset <> coalesce(expected, 0)",
+        );
+        assert_eq!(broken, "0", "gaps or doubles in the journal");
+        let end = self
+            .target
+            .sql("select max(last_offset) + 1 = (select next_offset from sitepair.checkpoint) from sitepair.journal");
+        assert_eq!(end, "t", "the journal ends where the checkpoint is");
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // A slot that stays would hold WAL of the shared cluster until the tests end, and slots are few.
+        let slot = format!("sitepair_{}", self.flow());
+        for _ in 0..50 {
+            let sql = format!(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{slot}'"
+            );
+            if crate::support::try_psql(self.source.cluster, "postgres", &sql).is_ok() {
+                return;
+            }
+            let _ = crate::support::try_psql(
+                self.source.cluster,
+                "postgres",
+                &format!(
+                    "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '{slot}' and active"
+                ),
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn read_all(stream: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stream.expect("piped").read_to_end(&mut text).expect("readable");
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// A running `sitepair run`.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, then the exit code.
+    pub fn stop(&mut self) -> i32 {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.wait(PATIENCE).expect("ends after SIGTERM")
+    }
+
+    /// The exit code once it has ended by itself; `None` when it has not within `patience`.
+    pub fn wait(&mut self, patience: Duration) -> Option<i32> {
+        let started = Instant::now();
+        while started.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().expect("own child") {
+                return Some(status.code().unwrap_or(-1));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+
+    /// Largest resident memory so far, bytes (`VmHWM` of proc(5)).
+    pub fn peak_resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the process runs");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+        kib * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
