@@ -260,7 +260,12 @@ pub fn schema() -> String {
     for (name, sql_type, _) in OPAQUE {
         sql.push_str(&format!(", {name} {sql_type}"));
     }
-    sql.push(')');
+    // At the target text is collated by a language, and some of it ignoring case and accents.
+    sql.push_str(
+        "); create collation loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false);
+        create table target (like t); alter table target alter t1 type text collate loose, alter t2 type varchar(40) collate \"en-x-icu\",
+        alter t3 type text collate loose, alter c1 type char(8) collate \"de-x-icu\", alter c2 type bpchar collate loose",
+    );
     sql
 }
 
