@@ -254,3 +254,17 @@ fn the_example_of_the_signature_service_is_valid() {
     assert_eq!(pipeline.sites["oulu"].postgres.password.as_ref().unwrap().reveal(), "pw");
     assert_eq!(pipeline.wal.limit_bytes, Some(50 << 30));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_file_can_panic(at in 0..LEAST.len(), cut in 0..20_usize, insert in "[a-z0-9\"'=\\[\\]{}.,# \n${}é-]{0,12}") {
+        let end = (at + cut).min(LEAST.len());
+        let text = format!("{}{insert}{}", &LEAST[..at], &LEAST[end..]);
+        if let Err(problems) = load_with(&text, &[], &[]) {
+            proptest::prop_assert!(!problems.is_empty());
+            for problem in &problems {
+                proptest::prop_assert!(problem.starts_with("F") && problem.contains(": error: ") && !problem.contains('\n'), "{problem}");
+            }
+        }
+    }
+}

@@ -13,7 +13,9 @@ use super::value::{Constant, Reading};
 use crate::model::catalog::{CatalogColumn, CatalogTable, Generation};
 
 /// Longest filter, in bytes.
-const MAX_FILTER_BYTES: usize = 64 * 1024;
+const MAX_FILTER_BYTES: usize = 16 * 1024;
+/// Deepest nesting, chains of AND and OR not counted.
+const MAX_DEPTH: usize = 100;
 
 /// A column of the filter, and whether SQL has to name the collation "C" when it compares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +40,53 @@ pub(super) fn parse(text: &str, table: &CatalogTable, columns: &[String]) -> Res
     if rest.token != Lexeme::EOF {
         return Err(syntax(&format!("\"{}\" is not expected there", rest.token)));
     }
+    if is_too_deep(&expression) {
+        return Err(("the row filter is nested too deeply".to_owned(), "write it with fewer parentheses".to_owned()));
+    }
     Typing { table, columns }.predicate(&expression)
+}
+
+/// What follows walks the expression by recursion, so its depth is bounded first, without recursion.
+fn is_too_deep(expression: &Expr) -> bool {
+    let mut open = vec![(expression, 0)];
+    while let Some((expression, depth)) = open.pop() {
+        if depth > MAX_DEPTH {
+            return true;
+        }
+        match expression {
+            Expr::BinaryOp { left, op: BinaryOperator::And | BinaryOperator::Or, right } => {
+                open.extend([(left.as_ref(), depth), (right.as_ref(), depth + 1)]);
+            }
+            Expr::BinaryOp { left, right, .. }
+            | Expr::IsDistinctFrom(left, right)
+            | Expr::IsNotDistinctFrom(left, right)
+            | Expr::Like { expr: left, pattern: right, .. } => {
+                open.extend([(left.as_ref(), depth + 1), (right.as_ref(), depth + 1)]);
+            }
+            Expr::Between { expr, low, high, .. } => {
+                open.extend([expr, low, high].map(|inner| (inner.as_ref(), depth + 1)));
+            }
+            Expr::InList { expr, list, .. } => {
+                open.extend(std::iter::once(expr.as_ref()).chain(list).map(|inner| (inner, depth + 1)));
+            }
+            Expr::Nested(inner)
+            | Expr::UnaryOp { expr: inner, .. }
+            | Expr::Cast { expr: inner, .. }
+            | Expr::Collate { expr: inner, .. }
+            | Expr::AtTimeZone { timestamp: inner, .. }
+            | Expr::IsNull(inner)
+            | Expr::IsNotNull(inner)
+            | Expr::IsTrue(inner)
+            | Expr::IsNotTrue(inner)
+            | Expr::IsFalse(inner)
+            | Expr::IsNotFalse(inner)
+            | Expr::IsUnknown(inner)
+            | Expr::IsNotUnknown(inner) => open.push((inner.as_ref(), depth + 1)),
+            // Anything else is refused, and named without what is inside.
+            _ => {}
+        }
+    }
+    false
 }
 
 /// One side of a comparison, as written.
@@ -431,7 +479,9 @@ fn unsupported(expression: &Expr) -> Refusal {
             None => format!("the operator {op}"),
         },
         Expr::UnaryOp { op, .. } => format!("the operator {op}"),
-        _ => format!("\"{expression}\""),
+        Expr::Value(value) => format!("\"{value}\""),
+        Expr::Identifier(name) => format!("\"{name}\""),
+        _ => "a construct that docs/RULES.md does not list".to_owned(),
     };
     let what = format!("the row filter uses {name}, which can't be evaluated exactly outside of PostgreSQL");
     (what, "rewrite it with what docs/RULES.md lists".to_owned())
