@@ -131,7 +131,7 @@ async fn types_collations_and_generation() {
             );
         }
         assert_eq!((column(&tables, "numbers").base_type_oid, column(&tables, "word").base_type_oid), (1007, 25));
-        for (name, is_array) in [("moods", true), ("ints", true), ("vector", false), ("one", false), ("doc", false)] {
+        for (name, is_array) in [("moods", true), ("ints", true), ("vector", true), ("one", false), ("doc", false)] {
             assert_eq!(column(&tables, name).is_array, is_array, "{name}");
         }
         assert_eq!((column(&tables, "id").array_oid, column(&tables, "ints").array_oid), (1016, 0));
