@@ -76,10 +76,20 @@ pub async fn plan(pipeline: &Pipeline, only: Option<&str>) -> Result<Report> {
 /// the way; else what the server says.
 pub async fn deploy(pipeline: &Pipeline, options: &Options) -> Result<Report> {
     let nodes = open(pipeline, options.only.as_deref()).await?;
-    for node in nodes.values() {
-        lock(node).await?;
-    }
-    let plans = survey(pipeline, &nodes).await?;
+    let outcome = match lock(&nodes).await {
+        Ok(()) => install_all(pipeline, &nodes, options.timeout).await,
+        Err(fault) => Err(fault),
+    };
+    unlock(&nodes).await;
+    outcome
+}
+
+async fn install_all(
+    pipeline: &Pipeline,
+    nodes: &BTreeMap<String, Node<'_>>,
+    timeout: Option<Duration>,
+) -> Result<Report> {
+    let plans = survey(pipeline, nodes).await?;
     let mut report = Report::default();
     for plan in &plans {
         if let Some(guard) = &plan.guard {
@@ -90,7 +100,7 @@ pub async fn deploy(pipeline: &Pipeline, options: &Options) -> Result<Report> {
     report.findings.sort_by_key(|finding| finding.severity);
     refuse(&report)?;
     for plan in &plans {
-        install::run(plan, options.timeout).await?;
+        install::run(plan, timeout).await?;
     }
     Ok(report)
 }
@@ -103,9 +113,15 @@ pub async fn deploy(pipeline: &Pipeline, options: &Options) -> Result<Report> {
 /// `SecondReader` while the slot is in use, naming who uses it, before anything is touched; else what the server says.
 pub async fn undeploy(pipeline: &Pipeline, only: Option<&str>, yes: bool) -> Result<Report> {
     let nodes = open(pipeline, only).await?;
-    for node in nodes.values() {
-        lock(node).await?;
-    }
+    let outcome = match lock(&nodes).await {
+        Ok(()) => remove_all(pipeline, &nodes, yes).await,
+        Err(fault) => Err(fault),
+    };
+    unlock(&nodes).await;
+    outcome
+}
+
+async fn remove_all(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, yes: bool) -> Result<Report> {
     for flow in &pipeline.flows {
         if let Some(source) = nodes.get(&flow.from) {
             remove::check_idle(source, flow).await?;
@@ -212,19 +228,29 @@ fn refuse(report: &Report) -> Result<()> {
         .remedy(&first.remedy))
 }
 
-/// One deploy or undeploy at a time and site. The lock ends with the session.
-async fn lock(node: &Node<'_>) -> Result<()> {
+/// One deploy or undeploy at a time and site. The locks end with the sessions, at the latest.
+async fn lock(nodes: &BTreeMap<String, Node<'_>>) -> Result<()> {
     let started = tokio::time::Instant::now();
-    loop {
-        let sql = "SELECT pg_try_advisory_lock(hashtextextended('sitepair deploy', 0))";
-        let row = node.session.query_one(sql, &[]).await;
-        if row.map_err(|error| sqlstate::fault(&error).at(node.name()))?.get(0) {
-            return Ok(());
+    for node in nodes.values() {
+        loop {
+            let sql = "SELECT pg_try_advisory_lock(hashtextextended('sitepair deploy', 0))";
+            let row = node.session.query_one(sql, &[]).await;
+            if row.map_err(|error| sqlstate::fault(&error).at(node.name()))?.get(0) {
+                break;
+            }
+            if started.elapsed() > LOCK_WITHIN {
+                let what = format!("{}: another deploy or undeploy is at work", node.name());
+                return Err(Fault::new(Code::Blocked, what).remedy("wait until it has ended"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        if started.elapsed() > LOCK_WITHIN {
-            let what = format!("{}: another deploy or undeploy is at work", node.name());
-            return Err(Fault::new(Code::Blocked, what).remedy("wait until it has ended"));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+async fn unlock(nodes: &BTreeMap<String, Node<'_>>) {
+    for node in nodes.values() {
+        // A session that can't is at its end, and the lock with it.
+        let _ = node.session.batch_execute("SELECT pg_advisory_unlock_all()").await;
     }
 }

@@ -111,6 +111,7 @@ async fn survey_source(
 ) -> Result<()> {
     let mut found = Findings::at(source.name());
     server::check_source(source, plan.flow, &pipeline.wal, at.slot.is_some(), &mut found);
+    server::check_connection(source, true, &mut found).await;
     server::check_others(source, plan.flow, true, &mut found).await?;
     let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
     let details = Details::read(source, &oids).await?;
@@ -198,8 +199,14 @@ async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, f
                 found.warning("rows", format!("there before the flow, not copied: {}", held.join(", ")), EMPTY_THEM);
             }
             plan.steps.push(Step::Start { version, replace: at.slot.is_some() });
+            found.info(format!("slot {object}"), "once made it holds back WAL, which `sitepair run` lets go", "");
         }
         FlowState::Deployed(identity) => {
+            if let Some(slot) = at.slot.as_ref().filter(|slot| slot.active_pid.is_none()) {
+                let what =
+                    format!("nobody reads it, and it holds back {} of WAL", bytesize::ByteSize(slot.retained_bytes));
+                found.info(format!("slot {object}"), what, "start `sitepair run`");
+            }
             if !identity.held_rows.is_empty() {
                 restart_if_empty(plan, source, identity, at, found).await?;
             }
@@ -324,6 +331,7 @@ async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&S
     let origin = origin::exists(&target.session, &plan.flow.object()).await;
     let origin_exists = origin.map_err(|fault| fault.at(target.name()))?;
     server::check_target(target, origin_exists, &mut found);
+    server::check_connection(target, false, &mut found).await;
     server::check_others(target, plan.flow, false, &mut found).await?;
     if let Some(source) = plan.source {
         server::check_pair(source, target, &mut found);

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use crate::config::{ConnInfo, Site, SslMode, Wal};
 use crate::model::names::{quote_ident, quote_literal};
 use crate::model::{FlowName, Result};
+use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
 use crate::postgres::sqlstate;
 
@@ -257,6 +258,26 @@ fn matching_standby(setting: &str, ours: &[String]) -> Option<String> {
         let hit = name == "*" || lower.starts_with(APPLICATION) || ours.iter().any(|our| our.to_lowercase() == lower);
         hit.then(|| name.to_owned())
     })
+}
+
+/// Connects as the daemon will: what its password, pg_hba.conf, TLS or rights refuse is a finding.
+pub(super) async fn check_connection(node: &Node<'_>, source: bool, found: &mut Findings<'_>) {
+    if !node.login.exists {
+        return;
+    }
+    let conninfo = &node.site.postgres;
+    let mut outcome = session::connect(conninfo, APPLICATION).await.map(|_| ());
+    if source && outcome.is_ok() && (node.login.replication || node.login.superuser) {
+        outcome = walsender(conninfo).await;
+    }
+    if let Err(fault) = outcome {
+        let remedy = fault.remedy.as_deref().unwrap_or_else(|| fault.code.remedy());
+        found.blocking(format!("connection {conninfo}"), &fault.what, remedy);
+    }
+}
+
+async fn walsender(conninfo: &ConnInfo) -> Result<()> {
+    Replication::connect(conninfo, APPLICATION).await?.identify_system().await.map(|_| ())
 }
 
 /// Findings about two databases together.

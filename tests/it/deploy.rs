@@ -1,5 +1,7 @@
 //! plan, deploy, undeploy and the printed script, with logins that have no more rights than they need.
 
+mod findings;
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -7,8 +9,10 @@ use sitepair::cli::demo::cluster::Cluster;
 use sitepair::config::{self, Overrides, Pipeline};
 use sitepair::deploy::{self, Finding, Options, Report, Severity};
 use sitepair::model::{Code, Fault};
+use sitepair::postgres::replication::Replication;
+use sitepair::postgres::{flow, origin, session, wal};
 
-use crate::support::{self, Database, database, own_cluster, psql, versions};
+use crate::support::{self, Database, own_cluster, psql, versions};
 
 const TABLE: &str = "create table public.account (id bigint primary key, name text not null, status text)";
 
@@ -25,7 +29,7 @@ struct Pair {
 
 impl Pair {
     fn new(version: u32) -> Pair {
-        Pair::of(database(version, 0), database(version, 1))
+        Pair::of(support::database(version, 0), support::database(version, 1))
     }
 
     fn of(source: Database, target: Database) -> Pair {
@@ -129,287 +133,6 @@ fn show(report: &Report) -> String {
     report.findings.iter().map(|finding| format!("{finding:?}\n")).collect()
 }
 
-/// Runs `body` on the oldest and the newest version there is.
-fn ends() -> Vec<u32> {
-    let versions: Vec<u32> = versions().iter().map(|(version, _)| *version).collect();
-    let mut ends = vec![*versions.iter().min().expect("a version"), *versions.iter().max().expect("a version")];
-    ends.dedup();
-    ends
-}
-
-/// One row of the table of findings.
-struct Case {
-    /// SQL at the source and at the target, after the usual table is there; `WHO`, `OBJECT` and `DB` are filled in.
-    setup: (&'static str, &'static str),
-    /// Site, severity and what the finding says.
-    expected: (&'static str, Severity, &'static str),
-    /// What its remedy holds.
-    remedy: &'static str,
-    /// Run the remedy, and expect the finding to be gone.
-    mends: bool,
-}
-
-const fn case(
-    setup: (&'static str, &'static str),
-    expected: (&'static str, Severity, &'static str),
-    remedy: &'static str,
-    mends: bool,
-) -> Case {
-    Case { setup, expected, remedy, mends }
-}
-
-use Severity::{Blocking, Info, Warning};
-
-/// Everything that the usual pair can suffer from within a shared cluster.
-const CASES: &[Case] = &[
-    case(
-        ("alter role WHO noreplication", ""),
-        ("a", Blocking, "may not read a replication slot"),
-        "ALTER ROLE \"WHO\" REPLICATION;",
-        true,
-    ),
-    case(("", "drop role WHO"), ("b", Blocking, "role WHO does not exist"), "CREATE ROLE \"WHO\" LOGIN;", true),
-    case(("", ""), ("a", Info, "may not SELECT it"), "GRANT SELECT ON TABLE \"public\".\"account\" TO \"WHO\";", true),
-    case(
-        ("", ""),
-        ("b", Info, "may not SELECT, INSERT, UPDATE, DELETE, TRUNCATE it"),
-        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE",
-        true,
-    ),
-    case(
-        ("", "grant select, insert, update, truncate on account to WHO"),
-        ("b", Info, "may not DELETE it"),
-        "GRANT DELETE ON TABLE",
-        true,
-    ),
-    case(
-        ("", ""),
-        ("b", Info, "session_replication_role"),
-        "GRANT SET ON PARAMETER session_replication_role TO \"WHO\";",
-        true,
-    ),
-    case(
-        ("", ""),
-        ("b", Info, "pg_replication_origin_xact_setup"),
-        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_xact_setup(",
-        true,
-    ),
-    case(
-        ("", "revoke temp on database DB from public"),
-        ("b", Info, "may not create temporary tables"),
-        "GRANT TEMPORARY ON DATABASE",
-        true,
-    ),
-    case(
-        ("revoke usage on schema public from public", ""),
-        ("a", Info, "schema public"),
-        "GRANT USAGE ON SCHEMA \"public\" TO \"WHO\";",
-        true,
-    ),
-    case(
-        ("", "revoke usage on schema public from public"),
-        ("b", Info, "schema public"),
-        "GRANT USAGE ON SCHEMA \"public\" TO \"WHO\";",
-        true,
-    ),
-    case(
-        ("revoke execute on function pg_logical_emit_message(boolean, text, text) from public", ""),
-        ("a", Info, "may not execute it"),
-        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_logical_emit_message(",
-        true,
-    ),
-    case(
-        ("", "drop table account"),
-        ("b", Blocking, "does not exist"),
-        "CREATE TABLE \"public\".\"account\" (\"id\" bigint NOT NULL, \"name\" text NOT NULL, \"status\" text, PRIMARY KEY (\"id\"));",
-        true,
-    ),
-    case(
-        ("", "alter table account drop column status"),
-        ("b", Blocking, "account.status does not exist"),
-        "ALTER TABLE \"public\".\"account\" ADD COLUMN \"status\" text;",
-        true,
-    ),
-    case(
-        ("", "alter table account alter status type varchar(5)"),
-        ("b", Warning, "character varying(5) here and text at the source"),
-        "ALTER COLUMN \"status\" TYPE text;",
-        true,
-    ),
-    case(
-        ("", "alter table account drop constraint account_pkey; alter table account alter id set not null"),
-        ("b", Blocking, "no unique key over id"),
-        "ALTER TABLE \"public\".\"account\" ADD PRIMARY KEY (\"id\");",
-        true,
-    ),
-    case(
-        ("", "alter table account drop constraint account_pkey, add unique (id), alter id drop not null"),
-        ("b", Blocking, "may be NULL"),
-        "ALTER COLUMN \"id\" SET NOT NULL;",
-        true,
-    ),
-    case(
-        ("", "alter table account drop constraint account_pkey, add primary key (id) deferrable initially deferred"),
-        ("b", Blocking, "account_pkey is deferrable"),
-        "ADD CONSTRAINT \"account_pkey\" PRIMARY KEY (id);",
-        true,
-    ),
-    case(
-        (
-            "alter table account add constraint u unique (name)",
-            "alter table account add constraint u unique (name) deferrable",
-        ),
-        ("b", Blocking, "u is deferrable"),
-        "DROP CONSTRAINT \"u\", ADD CONSTRAINT \"u\" UNIQUE (name);",
-        true,
-    ),
-    case(
-        ("", "create unique index only_here on account (lower(name))"),
-        ("b", Warning, "only_here exists only here"),
-        "DROP INDEX \"public\".\"only_here\";",
-        true,
-    ),
-    case(("", "alter table account set unlogged"), ("b", Blocking, "is unlogged here"), "SET LOGGED;", true),
-    case(
-        ("", "alter table account enable row level security"),
-        ("b", Blocking, "row level security would hide rows"),
-        "ALTER ROLE \"WHO\" BYPASSRLS;",
-        true,
-    ),
-    case(
-        ("alter table account enable row level security", ""),
-        ("a", Blocking, "row level security would hide rows"),
-        "ALTER ROLE \"WHO\" BYPASSRLS;",
-        true,
-    ),
-    case(
-        (
-            "",
-            "create function f() returns trigger language plpgsql as 'begin return new; end'; create trigger tr before insert on account for each row execute function f(); alter table account enable always trigger tr",
-        ),
-        ("b", Warning, "trigger tr is ENABLE ALWAYS"),
-        "ENABLE TRIGGER \"tr\";",
-        true,
-    ),
-    case(
-        ("", "create rule r as on delete to account do also nothing; alter table account enable replica rule r"),
-        ("b", Warning, "rule r is ENABLE ALWAYS or REPLICA"),
-        "ENABLE RULE \"r\";",
-        true,
-    ),
-    case(
-        ("", "alter table account drop column status, add column status text generated always as ('x') stored"),
-        ("b", Blocking, "is computed here"),
-        "ALTER COLUMN \"status\" DROP EXPRESSION;",
-        true,
-    ),
-    case(
-        ("alter table account add n int", "alter table account add n int generated always as identity"),
-        ("b", Warning, "GENERATED ALWAYS AS IDENTITY"),
-        "SET GENERATED BY DEFAULT;",
-        true,
-    ),
-    case(
-        ("", "alter table account add extra int not null"),
-        ("b", Blocking, "account.extra is NOT NULL without a default"),
-        "ALTER COLUMN \"extra\" DROP NOT NULL;",
-        true,
-    ),
-    case(
-        ("", "alter table account alter status set not null"),
-        ("b", Warning, "may be NULL at the source"),
-        "ALTER COLUMN \"status\" DROP NOT NULL;",
-        true,
-    ),
-    case(
-        (
-            "create type mood as enum ('ok', 'bad'); alter table account add m mood",
-            "create type mood as enum ('ok'); alter table account add m mood",
-        ),
-        ("b", Warning, "its enum lacks 'bad'"),
-        "ADD VALUE 'bad';",
-        true,
-    ),
-    case(
-        ("alter table account add up text generated always as (upper(name)) stored", "alter table account add up text"),
-        ("b", Warning, "computed at the source and an ordinary column here"),
-        "GENERATED ALWAYS AS",
-        false,
-    ),
-    case(
-        ("", "create table log (id int references account)"),
-        ("b", Warning, "referenced by public.log"),
-        "replicate public.log too",
-        false,
-    ),
-    case(
-        (
-            "create table kind (id text primary key)",
-            "create table kind (id text primary key); alter table account add foreign key (status) references kind",
-        ),
-        ("b", Info, "references public.kind"),
-        "",
-        false,
-    ),
-    case(
-        ("alter table account add n serial", "alter table account add n int not null"),
-        ("a", Info, "sequences of these tables are not replicated"),
-        "setval",
-        false,
-    ),
-    case(("drop table account", ""), ("a", Blocking, "no table matches"), "create the table at the source", false),
-    case(
-        ("alter table account drop constraint account_pkey", ""),
-        ("a", Blocking, "no key that can name its rows"),
-        "ADD PRIMARY KEY",
-        false,
-    ),
-    case(
-        ("alter table account replica identity nothing", ""),
-        ("a", Blocking, "replica identity is NOTHING"),
-        "REPLICA IDENTITY DEFAULT;",
-        false,
-    ),
-    case(
-        ("alter table account drop constraint account_pkey, add primary key (id) deferrable", ""),
-        ("a", Blocking, "no key that can name its rows"),
-        "ADD PRIMARY KEY (\"id\")",
-        false,
-    ),
-    case(
-        (
-            "drop table account; create table account (id bigint primary key, name text not null, status text) partition by range (id); create table p1 partition of account default",
-            "",
-        ),
-        ("a", Info, "TRUNCATE of one partition"),
-        "DELETE",
-        false,
-    ),
-    case(("insert into account values (1, 'x')", ""), ("a", Warning, "a: public.account"), "empty these tables", false),
-    case(("", "insert into account values (1, 'x')"), ("a", Warning, "b: public.account"), "empty these tables", false),
-    case(
-        ("select pg_create_logical_replication_slot('OBJECT', 'pgoutput')", ""),
-        ("a", Blocking, "slot OBJECT exists, and sitepair.flow knows nothing of it"),
-        "SELECT pg_drop_replication_slot('OBJECT');",
-        true,
-    ),
-    case(
-        ("select pg_replication_origin_create('other_DB')", ""),
-        ("a", Info, "origin other_DB is not of this pipeline"),
-        "SELECT pg_replication_origin_drop('other_DB');",
-        true,
-    ),
-    case(
-        (
-            "",
-            "create subscription s_DB connection 'dbname=nowhere' publication p with (connect = false); alter subscription s_DB set (slot_name = 'x'); alter subscription s_DB enable",
-        ),
-        ("b", Warning, "two writers"),
-        "ALTER SUBSCRIPTION \"s_DB\" DISABLE;",
-        true,
-    ),
-];
-
 fn found<'a>(report: &'a Report, expected: (&str, Severity, &str)) -> Option<&'a Finding> {
     let (site, severity, words) = expected;
     report.findings.iter().find(|finding| {
@@ -419,86 +142,12 @@ fn found<'a>(report: &'a Report, expected: (&str, Severity, &str)) -> Option<&'a
     })
 }
 
-/// What is wrong with a case; `None` when it is as expected.
-async fn check(version: u32, case: &Case) -> Option<String> {
-    let pair = Pair::with_table(version);
-    let fill = |text: &str, site: &str| {
-        text.replace("WHO", &pair.login).replace("OBJECT", &pair.object()).replace("DB", &pair.at(site).name)
-    };
-    pair.source.sql(&fill(case.setup.0, "a"));
-    pair.target.sql(&fill(case.setup.1, "b"));
-    let site = case.expected.0;
-    let words = fill(case.expected.2, site);
-    let expected = (site, case.expected.1, words.as_str());
-    let report = pair.plan().await;
-    let Some(finding) = found(&report, expected) else {
-        return Some(format!("{version}: no {expected:?} in\n{}", show(&report)));
-    };
-    let remedy = fill(case.remedy, site);
-    if !finding.remedy.contains(&remedy) {
-        return Some(format!("{version}: {finding:?} lacks {remedy:?}"));
-    }
-    if report.blocks() {
-        let fault = pair.deploy().await.expect_err("a blocking finding blocks");
-        assert!(matches!(fault.code, Code::Blocked | Code::ForeignSlot), "{fault}");
-        assert_eq!(pair.source.sql("select count(*) from pg_namespace where nspname = 'sitepair'"), "0", "untouched");
-    }
-    if case.mends {
-        pair.at(site).sql(&finding.remedy);
-        let report = pair.plan().await;
-        if let Some(still) = found(&report, expected) {
-            return Some(format!("{version}: the remedy did not mend {still:?}"));
-        }
-    }
-    if case.setup.1.contains("create subscription") {
-        pair.target.sql(&fill("alter subscription s_DB set (slot_name = none); drop subscription s_DB", "b"));
-    }
-    None
-}
-
-#[tokio::test]
-async fn each_finding_names_its_remedy() {
-    let mut wrong = Vec::new();
-    for version in ends() {
-        for case in CASES {
-            wrong.extend(check(version, case).await);
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// Settings need a cluster of their own: (setting, site, severity, words, remedy).
-#[tokio::test]
-async fn settings_that_stand_in_the_way() {
-    let version = ends()[0];
-    let target = database(version, 1);
-    for (setting, severity, words, remedy) in [
-        ("wal_level=replica", Blocking, "wal_level is replica", "ALTER SYSTEM SET wal_level = 'logical';"),
-        ("max_replication_slots=0", Blocking, "all 0 replication slots are in use", "max_replication_slots = 4"),
-        ("max_wal_senders=0", Blocking, "all 0 WAL senders are in use", "max_wal_senders = 4"),
-        ("max_slot_wal_keep_size=16MB", Warning, "16 MB is below [wal] limit", "max_slot_wal_keep_size = '1024MB'"),
-        ("synchronous_standby_names=*", Blocking, "\"*\" matches the reader", "name the real standbys"),
-    ] {
-        let cluster: &'static Cluster =
-            Box::leak(Box::new(own_cluster(version, &[setting, "synchronous_commit=local"])));
-        psql(cluster, "postgres", "create database t9001_0");
-        let source = Database { cluster, name: "t9001_0".to_owned() };
-        let pair = Pair::of(source, target.clone());
-        pair.both(&TABLE.replace("create table", "create table if not exists"));
-        let report = pair.plan().await;
-        let Some(finding) = found(&report, ("a", severity, words)) else { panic!("no {words} in\n{}", show(&report)) };
-        assert!(finding.remedy.contains(remedy), "{finding:?}");
-        pair.target.sql(&format!("drop role {}", pair.login));
-    }
-}
-
-#[tokio::test]
-async fn a_missing_limit_is_a_finding() {
-    let mut pair = Pair::with_table(ends()[0]);
-    pair.wal = false;
-    assert!(found(&pair.plan().await, ("a", Warning, "no limit: while the reader is away")).is_some());
-    pair.wal = true;
-    assert_eq!(found(&pair.plan().await, ("a", Warning, "no limit: while the reader is away")), None);
+/// The oldest and the newest version that there is.
+fn ends() -> Vec<u32> {
+    let versions: Vec<u32> = versions().iter().map(|(version, _)| *version).collect();
+    let mut ends = vec![*versions.iter().min().expect("a version"), *versions.iter().max().expect("a version")];
+    ends.dedup();
+    ends
 }
 
 /// What makes a deployment whole, seen from outside.
@@ -565,7 +214,7 @@ async fn rows_that_were_there_are_noted_until_they_are_gone() {
     assert_eq!(pair.deployed().await.changes, [], "still filled");
     pair.source.sql("delete from account");
     let report = pair.deployed().await;
-    assert!(found(&report, ("a", Warning, "not copied: b: public.account")).is_some(), "{}", show(&report));
+    assert!(found(&report, ("a", Severity::Warning, "not copied: b: public.account")).is_some(), "{}", show(&report));
     pair.target.sql("delete from account");
     let before = pair.source.sql("select flow_id from sitepair.flow");
     assert_eq!(pair.deployed().await.changes.len(), 1, "the slot is made anew");
@@ -627,11 +276,11 @@ async fn a_journal_goes_only_when_asked() {
         pair.name()
     ));
     // A checkpoint with another flow_id: the target was restored, or the source deployed anew.
-    assert!(found(&pair.plan().await, ("b", Blocking, "belongs to an earlier deployment")).is_some());
+    assert!(found(&pair.plan().await, ("b", Severity::Blocking, "belongs to an earlier deployment")).is_some());
     let pipeline = pair.pipeline();
     assert_eq!(deploy::holds_history(&pipeline, None).await, Ok(true));
     let report = deploy::undeploy(&pipeline, None, false).await.unwrap_or_else(|fault| panic!("{fault}"));
-    assert!(found(&report, ("b", Info, "1 rows in sitepair.journal")).is_some(), "{}", show(&report));
+    assert!(found(&report, ("b", Severity::Info, "1 rows in sitepair.journal")).is_some(), "{}", show(&report));
     assert_eq!(
         pair.target.sql("select (select count(*) from sitepair.journal), (select count(*) from sitepair.checkpoint)"),
         "1|0"
@@ -720,7 +369,7 @@ async fn a_login_without_an_administrator_is_told_what_it_lacks() {
         ("b", "session_replication_role"),
         ("b", "may not create a replication origin"),
     ] {
-        assert!(found(&report, (site, Blocking, words)).is_some(), "{site} {words}:\n{}", show(&report));
+        assert!(found(&report, (site, Severity::Blocking, words)).is_some(), "{site} {words}:\n{}", show(&report));
     }
     assert_eq!(pair.deploy().await.expect_err("blocked").code, Code::Blocked);
 }
@@ -736,50 +385,279 @@ async fn child_deploys() {
 
 /// Deploys in a process of its own that dies at the nth failpoint; false when it lived to the end.
 fn killed_at(pair: &Pair, nth: u32) -> bool {
-    let status = Command::new(std::env::current_exe().expect("this program"))
+    let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "deploy::child_deploys"])
         .env("SITEPAIR_TEST_DEPLOY", pair.file())
         .env("SITEPAIR_FAILPOINT", format!("deploy-step:{nth}"))
-        .stdout(Stdio::null())
-        .status()
+        .output()
         .expect("child runs");
     use std::os::unix::process::ExitStatusExt;
-    assert!(status.success() || status.signal() == Some(9), "{status}");
-    !status.success()
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() || output.status.signal() == Some(9), "{words}");
+    !output.status.success()
+}
+
+/// Takes the login's rights away too, so that every deploy has all its steps.
+async fn undone(pair: &Pair) {
+    deploy::undeploy(&pair.pipeline(), None, false).await.unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!((pair.slots().as_str(), pair.source.sql("select count(*) from pg_publication").as_str()), ("0", "0"));
+    pair.both(&format!("drop owned by {}", pair.login));
+    for database in [&pair.source, &pair.target] {
+        assert_eq!(database.sql("select to_regnamespace('sitepair') is null"), "t");
+    }
 }
 
 #[tokio::test]
 async fn a_killed_deploy_is_finished_by_the_next() {
-    for version in ends() {
-        for nth in 1.. {
-            let pair = Pair::with_table(version);
-            let killed = killed_at(&pair, nth);
-            if killed {
-                pair.deployed().await;
-            }
-            check_deployed(&pair).await;
-            assert_eq!(pair.held_rows(), "{}", "killed at {nth}");
-            if !killed {
-                assert!(nth > 10, "only {nth} places to die at");
-                break;
-            }
+    let pair = Pair::with_table(ends()[0]);
+    for nth in 1.. {
+        let killed = killed_at(&pair, nth);
+        if killed {
+            pair.deployed().await;
+        }
+        check_deployed(&pair).await;
+        assert_eq!(pair.held_rows(), "{}", "killed at {nth}");
+        undone(&pair).await;
+        if !killed {
+            assert!(nth > 10, "only {nth} places to die at");
+            break;
         }
     }
 }
 
 #[tokio::test]
 async fn a_killed_deploy_can_be_undone() {
+    let pair = Pair::with_table(*ends().last().expect("a version"));
     for nth in 1.. {
-        let pair = Pair::with_table(ends()[0]);
         let killed = killed_at(&pair, nth);
-        deploy::undeploy(&pair.pipeline(), None, false).await.unwrap_or_else(|fault| panic!("{fault}"));
-        assert_eq!(
-            (pair.slots().as_str(), pair.source.sql("select count(*) from pg_publication").as_str()),
-            ("0", "0")
-        );
-        assert_eq!(pair.target.sql("select to_regnamespace('sitepair') is null"), "t");
+        undone(&pair).await;
         if !killed {
             break;
+        }
+    }
+}
+
+/// A psql session that stays open; what it was told is done once `marker` exists in its database.
+struct Background {
+    child: std::process::Child,
+    input: std::process::ChildStdin,
+}
+
+impl Background {
+    fn open(database: &Database) -> Background {
+        let mut child = Command::new("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &database.conninfo()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("psql runs");
+        let input = child.stdin.take().expect("piped");
+        Background { child, input }
+    }
+
+    fn say(&mut self, sql: &str) {
+        use std::io::Write;
+        self.input.write_all(format!("{sql};\n").as_bytes()).expect("psql reads");
+    }
+
+    fn end(mut self, sql: &str) {
+        self.say(sql);
+        drop(self.input);
+        assert!(self.child.wait().expect("psql ends").success());
+    }
+}
+
+/// Waits until a session of the database has a transaction id.
+fn await_transaction(database: &Database) {
+    let sql = format!(
+        "select count(*) from pg_stat_activity where backend_xid is not null and datname = '{}'",
+        database.name
+    );
+    while database.sql(&sql) == "0" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+async fn deploy_within(pair: &Pair, timeout: Duration) -> Result<Report, Fault> {
+    deploy::deploy(&pair.pipeline(), &Options { only: None, timeout: Some(timeout) }).await
+}
+
+/// A pair whose source nobody else uses: a slot waits for the transactions of the whole cluster.
+fn lonely(version: u32, database: &str) -> Pair {
+    let cluster: &'static Cluster = Box::leak(Box::new(own_cluster(version, &["max_prepared_transactions=5"])));
+    psql(cluster, "postgres", &format!("create database {database}"));
+    Pair::of(Database { cluster, name: database.to_owned() }, support::database(version, 1))
+}
+
+#[tokio::test]
+async fn a_deploy_names_what_it_waits_behind() {
+    let version = ends()[0];
+    let pair = lonely(version, "t9002_0");
+    pair.both(TABLE);
+    pair.source.sql("begin; create table held (); prepare transaction 'a prepared one'");
+    let mut open = Background::open(&pair.source);
+    open.say("begin; create table other ()");
+    await_transaction(&pair.source);
+    let fault = deploy_within(&pair, Duration::from_secs(1)).await.expect_err("two transactions are in the way");
+    assert_eq!(fault.code, Code::Timeout, "{fault}");
+    for words in
+        ["prepared transaction 'a prepared one' of postgres", "user postgres, database t9002_0, in a transaction since"]
+    {
+        assert!(fault.what.contains(words), "{fault}");
+    }
+    assert!(!fault.what.contains("create table"), "query texts may hold secrets: {fault}");
+    assert_eq!(pair.slots(), "0", "the attempt was taken back");
+    open.end("commit");
+    pair.source.sql("rollback prepared 'a prepared one'");
+    pair.deployed().await;
+    check_deployed(&pair).await;
+    a_new_table_joins(pair).await;
+}
+
+/// New tables of a running flow: empty ones enter, after every older transaction has ended (H1).
+async fn a_new_table_joins(mut pair: Pair) {
+    pair.tables = r#"include = ["public.account*"]"#.to_owned();
+    let published = format!(
+        "select string_agg(tablename, ',' order by tablename) from pg_publication_tables where pubname = '{}'",
+        pair.object()
+    );
+    pair.both(&TABLE.replace("account", "account_2"));
+
+    pair.target.sql("insert into account_2 values (1, 'x')");
+    let report = pair.plan().await;
+    assert!(
+        found(&report, ("a", Severity::Blocking, "only empty ones can join a running flow: b: public.account_2"))
+            .is_some(),
+        "{}",
+        show(&report)
+    );
+    pair.target.sql("delete from account_2");
+
+    let mut open = Background::open(&pair.source);
+    open.say("begin; insert into account_2 values (1, 'written before the publication had the table')");
+    await_transaction(&pair.source);
+    let fault = deploy_within(&pair, Duration::from_secs(1)).await.expect_err("a transaction is in the way");
+    assert_eq!(fault.code, Code::Timeout, "{fault}");
+    assert!(!pair.plan().await.is_settled(), "unfinished business shows");
+    open.end("commit");
+    let fault = pair.deploy().await.expect_err("a row that the stream does not have");
+    assert_eq!(fault.code, Code::NeedsCopy, "{fault}");
+    assert_eq!(pair.source.sql(&published), "account", "taken out again");
+
+    pair.source.sql("delete from account_2");
+    let mut open = Background::open(&pair.source);
+    open.say("begin; create table other_2 ()");
+    await_transaction(&pair.source);
+    deploy_within(&pair, Duration::from_secs(1)).await.expect_err("a transaction is in the way");
+    pair.source.sql("insert into account_2 values (2, 'x')");
+    open.end("commit");
+    pair.deployed().await;
+    assert_eq!(pair.source.sql(&published), "account,account_2");
+    assert_eq!(pair.deployed().await.changes, []);
+
+    pair.tables = r#"include = ["public.account_2"]"#.to_owned();
+    assert_eq!(pair.deployed().await.changes.len(), 1);
+    assert_eq!(pair.source.sql(&published), "account_2");
+}
+
+#[tokio::test]
+async fn what_happened_to_a_slot_stops_the_next_deploy() {
+    let pair = Pair::with_table(*ends().last().expect("a version"));
+    let object = pair.object();
+    let slot = format!("select pg_drop_replication_slot('{object}')");
+    let two_phase = format!("{slot}; select pg_create_logical_replication_slot('{object}', 'pgoutput', false, true)");
+    let publication = format!("drop publication {object}");
+    for (harm, code, words) in [
+        (slot.as_str(), Code::SlotLost, "is gone"),
+        (&two_phase, Code::ForeignSlot, "two_phase"),
+        (&publication, Code::Gap, "its publication"),
+        ("update sitepair.flow set system_id = 1", Code::SourceChanged, "another cluster"),
+        ("update sitepair.flow set start_lsn = 'FFFFFFFF/0'", Code::ForeignSlot, "is behind the flow's start"),
+    ] {
+        pair.deployed().await;
+        pair.source.sql(harm);
+        assert!(found(&pair.plan().await, ("a", Severity::Blocking, words)).is_some(), "{harm}");
+        let fault = pair.deploy().await.expect_err(harm);
+        assert!(fault.code == code && fault.what.contains(words), "{harm}: {fault}");
+        undone(&pair).await;
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_no_deploy_made_stays() {
+    let pair = Pair::with_table(ends()[0]);
+    pair.source.sql(&format!("select pg_create_logical_replication_slot('{}', 'pgoutput')", pair.object()));
+    assert_eq!(pair.deploy().await.expect_err("foreign").code, Code::ForeignSlot);
+    let report = deploy::undeploy(&pair.pipeline(), None, true).await.unwrap_or_else(|fault| panic!("{fault}"));
+    assert!(found(&report, ("a", Severity::Warning, "no deploy made it")).is_some(), "{}", show(&report));
+    assert_eq!(pair.slots(), "1");
+}
+
+#[tokio::test]
+async fn two_deploys_at_once_make_one_flow() {
+    let pair = Pair::with_table(ends()[0]);
+    let (one, other) = tokio::join!(pair.deploy(), pair.deploy());
+    let made = |report: &Result<Report, Fault>| report.as_ref().is_ok_and(|report| !report.changes.is_empty());
+    assert!(made(&one) != made(&other), "{one:?} {other:?}");
+    check_deployed(&pair).await;
+}
+
+#[tokio::test]
+async fn sites_can_be_deployed_apart() {
+    let pair = Pair::with_table(ends()[0]);
+    let only = |site: &str| Options { only: Some(site.to_owned()), timeout: None };
+    let pipeline = pair.pipeline();
+    for site in ["b", "a"] {
+        deploy::deploy(&pipeline, &only(site)).await.unwrap_or_else(|fault| panic!("{fault}"));
+    }
+    assert_eq!(pair.held_rows(), "{\"b: not looked at (--only)\"}");
+    assert_eq!(deploy::deploy(&pipeline, &only("c")).await.expect_err("unknown").code, Code::Usage);
+    pair.deployed().await;
+    assert_eq!(pair.held_rows(), "{}", "a deploy that sees both sites makes up for it");
+    check_deployed(&pair).await;
+}
+
+/// What the reader and the applier do, with the logins and nothing but what the plan's GRANTs give them.
+#[tokio::test]
+async fn the_rights_that_the_plan_names_suffice() {
+    for version in ends() {
+        let pair = Pair::with_table(version);
+        for finding in pair.plan().await.findings.iter().filter(|finding| finding.remedy.starts_with("GRANT")) {
+            pair.at(&finding.site).sql(&finding.remedy);
+        }
+        let report = pair.deployed().await;
+        assert!(!report.changes.iter().any(|change| change.what == "grant a right"), "{:?}", report.changes);
+        let pipeline = pair.pipeline();
+        let login = |site: &str| &pipeline.sites[site].postgres;
+        let flow = &pipeline.flows[0];
+
+        let source = session::connect(login("a"), "test").await.unwrap_or_else(|fault| panic!("{fault}"));
+        let identity = flow::read(&source, flow).await.unwrap_or_else(|fault| panic!("{fault}")).expect("deployed");
+        source.batch_execute("SELECT FROM public.account").await.expect("SELECT");
+        wal::emit_message(&source, "test", "x").await.unwrap_or_else(|fault| panic!("{fault}"));
+        let replication = Replication::connect(login("a"), "test").await.unwrap_or_else(|fault| panic!("{fault}"));
+        drop(replication.start(&pair.object(), &pair.object()).await.unwrap_or_else(|fault| panic!("{fault}")));
+
+        let target = session::connect(login("b"), "test").await.unwrap_or_else(|fault| panic!("{fault}"));
+        origin::session_setup(&target, &pair.object()).await.unwrap_or_else(|fault| panic!("{fault}"));
+        let adopt = format!(
+            "SELECT sitepair.adopt('{flow}', '{}', '{}', '{}', 'a', 'b', 1, 1, 's', 'd', 1);",
+            identity.flow_id, identity.start_lsn, flow.pipeline
+        );
+        let work = "SET session_replication_role = replica; BEGIN; CREATE TEMP TABLE aside (LIKE public.account) ON COMMIT DROP;
+             INSERT INTO public.account VALUES (1, 'x', NULL) ON CONFLICT (id) DO UPDATE SET name = excluded.name;
+             DELETE FROM public.account RETURNING *; TRUNCATE public.account;
+             INSERT INTO sitepair.parked (flow, next_offset, end_lsn, table_schema, table_name, operation, key, error)
+                VALUES ('f', 1, '0/1', 's', 't', 'delete', '{}', 'e');";
+        target.batch_execute(work).await.expect("DML");
+        origin::xact_setup(&target, identity.start_lsn, 0).await.unwrap_or_else(|fault| panic!("{fault}"));
+        target.batch_execute(&format!("{adopt} COMMIT")).await.expect("checkpoint");
+        let done = origin::progress(&target, &pair.object(), true).await.unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(done, Some(identity.start_lsn));
+        assert_eq!(pair.target.sql("select count(*) from sitepair.checkpoint"), "1");
+        let free = format!("select not active from pg_replication_slots where slot_name = '{}'", pair.object());
+        while pair.source.sql(&free) != "t" {
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
