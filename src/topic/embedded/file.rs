@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x7370_7401;
 /// The format that this version reads and writes.
 const FORMAT: i64 = 1;
 /// How long a statement waits for a lock; only foreign programs (a shell) hold one longer than a moment.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The WAL file is cut back to this when it starts over.
 pub const WAL_KEPT_BYTES: u64 = 32 << 20;
 /// Cache of the writer's connection: an append of a few MiB goes to the WAL once, at its commit.
@@ -285,4 +285,35 @@ fn check_records(connection: &Connection, db: &Path, from: u64, last: u64) -> Re
         expected += 1;
     }
     if expected == last + 1 { Ok(()) } else { Err(error::damaged(db, format_args!("record {expected} is missing"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_syncs_each_commit_and_leaves_checkpoints_to_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let (connection, meta) = open_for_writing(&Files::of(dir.path(), &flow)).expect("opened");
+        assert_eq!(meta, Meta { first: 0, flow_id: None, clean: true });
+        let pragma = |name: &str| {
+            let value = connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+            match value.expect("a value") {
+                rusqlite::types::Value::Text(text) => text,
+                rusqlite::types::Value::Integer(number) => number.to_string(),
+                other => panic!("{name}: {other:?}"),
+            }
+        };
+        // SQLite's numbers: synchronous 2 is FULL, auto_vacuum 2 is INCREMENTAL.
+        for (name, value) in [
+            ("journal_mode", "wal"),
+            ("synchronous", "2"),
+            ("page_size", "32768"),
+            ("auto_vacuum", "2"),
+            ("wal_autocheckpoint", "0"),
+        ] {
+            assert_eq!(pragma(name), value, "{name}");
+        }
+    }
 }

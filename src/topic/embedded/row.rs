@@ -364,3 +364,69 @@ impl Records<'_> {
         Ok(head.map(|head| Offset(head.transaction_start())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last(end_lsn: u64, commit_time_us: i64, rows: u32) -> Stamp {
+        Stamp::Last { mark: TxMark { end_lsn: Lsn(end_lsn), xid: 9, commit_time_us }, rows }
+    }
+
+    /// Two records of one transaction after a progress record.
+    fn heads() -> [Head; 3] {
+        let genesis = Head::after(None, Stamp::Progress { end_lsn: Lsn(16) }, Unfinished::default(), b"genesis");
+        let stamp = Stamp::Part { rows: 5 };
+        let part = Head::after(Some(&genesis), stamp, Unfinished::default(), b"part");
+        let open = Unfinished::default().with(stamp);
+        [genesis, part, Head::after(Some(&part), last(32, 1000, 2), open, b"last")]
+    }
+
+    #[test]
+    fn columns_carry_position_latest_time_and_totals() {
+        let [genesis, part, last] = heads();
+        let totals = |head: Head| (head.totals.transactions, head.totals.rows, head.totals.bytes);
+        assert_eq!((genesis.offset, genesis.end_lsn, genesis.part, genesis.latest_us), (0, Lsn(16), 0, None));
+        assert_eq!((part.offset, part.end_lsn, part.part, totals(part)), (1, Lsn(16), 0, (0, 0, 11)));
+        assert_eq!((last.offset, last.end_lsn, last.part, totals(last)), (2, Lsn(32), 1, (1, 7, 15)));
+        assert_eq!((last.transaction_start(), last.whole_end(), part.whole_end()), (1, 3, 1));
+        let earlier = Head::after(Some(&last), super::tests::last(48, 500, 1), Unfinished::default(), b"");
+        assert_eq!((earlier.latest_us, earlier.part), (Some(1000), 0));
+    }
+
+    #[test]
+    fn the_checksum_covers_every_column_and_the_body() {
+        let [_, _, head] = heads();
+        assert!(head.is_intact(b"last"));
+        assert!(!head.is_intact(b"lost"));
+        let totals = |totals: fn(&mut Totals)| {
+            let mut changed = head;
+            totals(&mut changed.totals);
+            changed
+        };
+        for changed in [
+            Head { offset: 3, ..head },
+            Head { end_lsn: Lsn(33), ..head },
+            Head { part: 0, ..head },
+            Head { latest_us: Some(1001), ..head },
+            Head { stamp: last(32, 1001, 2), ..head },
+            Head { stamp: last(32, 1000, 3), ..head },
+            Head { stamp: Stamp::Part { rows: 2 }, ..head },
+            Head {
+                stamp: Stamp::Last { mark: TxMark { end_lsn: Lsn(32), xid: 8, commit_time_us: 1000 }, rows: 2 },
+                ..head
+            },
+            totals(|totals| totals.transactions += 1),
+            totals(|totals| totals.rows += 1),
+            totals(|totals| totals.bytes += 1),
+        ] {
+            assert!(!changed.is_intact(b"last"), "{changed:?}");
+        }
+    }
+
+    /// Files of format 1 hold these: another value here means another format.
+    #[test]
+    fn the_checksum_is_that_of_format_1() {
+        assert_eq!(heads().map(|head| head.crc), [2_355_746_459, 4_088_567_567, 360_216_619]);
+    }
+}

@@ -272,3 +272,43 @@ async fn dropped_records_give_their_space_back() {
     let bytes = fs::metadata(dir.path().join(format!("{}.db", flow()))).expect("metadata").len();
     assert!(bytes < 12 << 20, "{bytes}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wal_stays_bounded_under_steady_load() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut writer = Writer::open(dir.path(), &flow(), WriterOptions::default()).expect("the topic opens");
+    let mut reader = Reader::open(dir.path(), &flow()).expect("the topic opens");
+    let wal = dir.path().join(format!("{}.db-wal", flow()));
+    let body = Bytes::from(vec![b'x'; 64 << 10]);
+    let (mut largest, mut number, mut next) = (0, 0, Offset(0));
+    for _ in 0..160 {
+        let batch: Vec<Record> =
+            (number + 1..=number + 16).map(|number| Record { body: body.clone(), ..last(number) }).collect();
+        number += 16;
+        writer.append(batch).await.expect("appended");
+        next = Offset(next.0 + reader.read(next, 1 << 20).await.expect("read").len() as u64);
+        largest = largest.max(fs::metadata(&wal).expect("metadata").len());
+    }
+    assert!(largest < 80 << 20, "the WAL grew to {largest} bytes of 160 MiB");
+    let in_database = fs::metadata(wal.with_extension("db")).expect("metadata").len();
+    assert!(in_database > 64 << 20, "only {in_database} bytes came to the database");
+}
+
+#[tokio::test]
+async fn a_program_that_holds_the_file_is_waited_for_and_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut writer = Writer::open(dir.path(), &flow(), WriterOptions::default()).expect("the topic opens");
+    writer.append(vec![genesis()]).await.expect("appended");
+    let shell = rusqlite::Connection::open(writer.path()).expect("opened");
+    shell.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    let fault = writer.append(vec![last(1)]).await.expect_err("locked");
+    assert_eq!(fault.code, Code::Contention, "{fault}");
+    assert!(fault.to_string().contains("end the program that holds a transaction open"), "{fault}");
+    let waiting = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        shell.execute_batch("ROLLBACK").expect("released");
+    });
+    writer.append(vec![last(1)]).await.expect("it waits, and the same writer goes on");
+    waiting.join().expect("released");
+    assert_eq!(writer.tail().next, Offset(2));
+}
