@@ -78,6 +78,32 @@ fn append(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// One small transaction, synced: what an idle flow waits for.
+fn append_one(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("append_1_record");
+    group.sample_size(20);
+    let dir = tempfile::tempdir().expect("a directory");
+    group.bench_function("topic", |bench| {
+        let dir = tempfile::tempdir_in(dir.path()).expect("a directory");
+        let mut writer = Writer::open(dir.path(), &flow(), WriterOptions::default()).expect("the topic opens");
+        let (mut batches, runtime) = (Batches::of(400), runtime());
+        let mut records = Vec::new();
+        bench.iter(|| {
+            if records.is_empty() {
+                records = batches.next();
+                records.reverse();
+            }
+            runtime.block_on(writer.append(records.pop().into_iter().collect())).expect("appended")
+        });
+        runtime.block_on(writer.close());
+    });
+    group.bench_function("file", |bench| {
+        let mut file = File::create(dir.path().join("plain")).expect("a file");
+        bench.iter(|| file.write_all(&[b'x'; 400]).and_then(|()| file.sync_data()).expect("written"));
+    });
+    group.finish();
+}
+
 fn read(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("read_32MiB");
     group.sample_size(20).throughput(Throughput::Bytes(32 * BATCH_BYTES as u64));
@@ -105,5 +131,5 @@ fn read(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, append, read);
+criterion_group!(benches, append, append_one, read);
 criterion_main!(benches);

@@ -17,8 +17,10 @@ use crate::model::Result;
 use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, WAL_KEPT_BYTES};
 
-/// A checkpoint starts after so many bytes of bodies.
+/// A checkpoint starts after about so many bytes of WAL.
 const EVERY_BYTES: u64 = 8 << 20;
+/// What a commit writes beside its bodies: pages are written whole, even for a small record.
+const COMMIT_BYTES: u64 = 40 << 10;
 /// From so many frames on the writer finishes it: 32 MiB of pages.
 const FINISH_FRAMES: i64 = 1024;
 /// A WAL file of more has not started over for long, since then it is cut back.
@@ -64,9 +66,9 @@ impl Checkpointer {
         Ok(Self { ask, shared, since_bytes: 0, wait: false, thread, files })
     }
 
-    /// Tells of an append, and asks for a checkpoint when enough has come together.
-    pub fn appended(&mut self, bytes: u64) {
-        self.since_bytes += bytes;
+    /// Tells of a commit of about so many bytes, and asks for a checkpoint when enough has come together.
+    pub fn committed(&mut self, bytes: u64) {
+        self.since_bytes += bytes + COMMIT_BYTES;
         if self.since_bytes >= EVERY_BYTES {
             self.since_bytes = 0;
             self.wait = std::fs::metadata(&self.files.1).is_ok_and(|wal| wal.len() > WAIT_BYTES);

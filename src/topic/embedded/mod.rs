@@ -6,8 +6,9 @@
 //! - Readers of other processes need write access to `<flow>.db-shm` and `<flow>.db-wal` (files are made 0600, so: the same
 //!   user), and the same machine: WAL mode has no network file systems.
 //! - A record's body may have 256 MiB; the reader cuts transactions into parts of at most 900 kB long before that.
-//! - Held bytes are those of record bodies; the file is larger by about 60 bytes a record, by what the WAL holds (64 MiB
-//!   in the steady state) and by free pages that the next records will use (at most a quarter of the file).
+//! - Held bytes are those of record bodies; the file is larger by about 60 bytes a record, by what the WAL holds (32 to 72
+//!   MiB under load; more only while a program holds a read transaction open) and by free pages that the next records will use
+//!   (8 MiB, or a quarter of the file).
 //!
 //! # Layout
 //! Pages of 32 KiB, `auto_vacuum = INCREMENTAL`; two tables.
@@ -23,6 +24,8 @@
 //!   synced. Before it is acknowledged the files are looked at: a WAL that somebody removed or replaced meanwhile is found.
 //! - Checkpoints (WAL into database) run on a connection and a thread of their own; the writer only finishes one, and lets the WAL
 //!   start over, once it has passed its limit.
+//! - A transaction larger than the topic's size gets through: while an applier has nothing whole before it, only more records
+//!   can make room.
 //! - Opening for writing checks format, flow, the last records' checksums and that their offsets are contiguous, and the whole
 //!   structure where the file is small. Other damage is found by the checksum when a record is read; it is never served.
 //! - A writer that died leaves the parts of its unfinished transaction. They stay: a reader may have seen them, and knows

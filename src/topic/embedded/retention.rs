@@ -12,6 +12,8 @@ const STEP_ROWS: u64 = 4096;
 const STEP_BYTES: u64 = 4 << 20;
 /// Pages given back in one step: 2 MiB.
 const STEP_PAGES: i64 = 64;
+/// What a step writes to the WAL, at most: the pages that it moves or links into the list of free ones.
+const STEP_WAL_BYTES: u64 = 2 << 20;
 /// Free pages that are always kept for the next records: 8 MiB.
 const KEPT_PAGES: i64 = 256;
 
@@ -199,6 +201,7 @@ impl Appender {
             delete.execute([until.cast_signed()])
         };
         delete().map_err(|cause| self.fault("delete old records", &cause))?;
+        self.checkpointer.committed(STEP_WAL_BYTES);
         self.policy.oldest = until;
         self.policy.vacuum = true;
         Ok(true)
@@ -220,6 +223,7 @@ impl Appender {
             Ok(true)
         };
         self.policy.vacuum = step().map_err(|cause| self.fault("give pages back", &cause))?;
+        self.checkpointer.committed(STEP_WAL_BYTES);
         Ok(self.policy.vacuum)
     }
 }

@@ -143,7 +143,7 @@ pub struct Appender {
     pub(super) bytes_before_first: u64,
     /// The last record.
     pub(super) last: Option<Head>,
-    checkpointer: Checkpointer,
+    pub(super) checkpointer: Checkpointer,
     id: String,
     inodes: (Option<Inode>, Option<Inode>),
     /// The transaction that this writer is appending.
@@ -250,7 +250,7 @@ impl Appender {
         };
         let bytes = last.totals.bytes - self.last.map_or(0, |last| last.totals.bytes);
         (self.last, self.open) = (Some(last), open);
-        self.checkpointer.appended(bytes);
+        self.checkpointer.committed(bytes);
         self.check_files()?;
         self.bell.send_replace(Announced::Next(last.offset + 1));
         Ok(())

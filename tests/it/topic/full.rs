@@ -295,6 +295,20 @@ async fn the_wal_stays_bounded_under_steady_load() {
 }
 
 #[tokio::test]
+async fn the_wal_stays_bounded_under_many_small_appends() {
+    // In memory where there is such a place: thousands of syncs take their time on a disk.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+    let mut writer = Writer::open(dir.path(), &flow(), WriterOptions::default()).expect("the topic opens");
+    let wal = dir.path().join(format!("{}.db-wal", flow()));
+    let mut largest = 0;
+    for number in 1..=2600 {
+        writer.append(vec![last(number)]).await.expect("appended");
+        largest = largest.max(fs::metadata(&wal).expect("metadata").len());
+    }
+    assert!(largest < 76 << 20, "the WAL grew to {largest} bytes");
+}
+
+#[tokio::test]
 async fn a_program_that_holds_the_file_is_waited_for_and_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut writer = Writer::open(dir.path(), &flow(), WriterOptions::default()).expect("the topic opens");
