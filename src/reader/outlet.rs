@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,6 +18,9 @@ use crate::wire::record::Writer;
 
 /// Bytes of records that are gathered before they are handed over within a batch of messages.
 const HAND_OVER_BYTES: usize = 1 << 20;
+
+/// So long the topic may take at the end for what it was given; what it has not written by then is read again.
+const FINISH_WITHIN: Duration = Duration::from_secs(30);
 
 /// Sends records and status; while it waits for anything, status goes on.
 pub struct Outlet<S> {
@@ -187,7 +191,8 @@ impl<S: Source> Outlet<S> {
     /// Lets the topic finish what it was given, and confirms it. A full topic is not waited for.
     pub async fn finish(&mut self) -> Result<()> {
         self.appends = None;
-        while !self.durable.borrow().paused {
+        let asked = Instant::now();
+        while !self.durable.borrow().paused && asked.elapsed() < FINISH_WITHIN {
             tokio::select! {
                 ended = self.tasks.join_next() => match ended {
                     Some(Ok(Ok(()))) | None => break,

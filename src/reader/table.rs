@@ -106,6 +106,29 @@ impl Table {
         Err(Fault::new(Code::BadStream, format!("table {}: a row came without its key", self.name())))
     }
 
+    /// The columns that cross may have so many bytes of text together.
+    ///
+    /// # Errors
+    /// `RowTooLarge`, naming the key.
+    pub fn check_size(&self, tuple: &[Cell<'_>], max_row_bytes: u64) -> Result<()> {
+        let text = |cell: &Cell<'_>| if let Cell::Text(text) = cell { text.len() } else { 0 };
+        let bytes: usize = match &self.projection {
+            None => tuple.iter().map(text).sum(),
+            Some(positions) => positions.iter().map(|at| text(&tuple[*at])).sum(),
+        };
+        if bytes as u64 <= max_row_bytes {
+            return Ok(());
+        }
+        let value = |at: &usize| if let Cell::Text(text) = tuple[*at] { text } else { "" };
+        let key: Vec<&str> = self.key.iter().map(value).collect();
+        let what = format!(
+            "table {}: the row with key ({}) has {bytes} bytes, max_row is {max_row_bytes}",
+            self.name(),
+            key.join(", ")
+        );
+        Err(Fault::new(Code::RowTooLarge, what))
+    }
+
     /// The columns that cross.
     pub fn project<'a>(&self, tuple: Vec<Cell<'a>>) -> Vec<Cell<'a>> {
         match &self.projection {

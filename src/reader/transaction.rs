@@ -213,7 +213,14 @@ impl<L: Lookup> Translator<L> {
                 }
             });
         }
-        self.tables.insert(message.oid, Known::Selected(Table::bind(message, selected, &types)?));
+        let mut table = Table::bind(message, selected, &types)?;
+        // The server sends a shape again after many a change that leaves it as it was.
+        if let Some(Known::Selected(before)) = self.tables.get(&message.oid)
+            && before.shape == table.shape
+        {
+            table.shape = before.shape.clone();
+        }
+        self.tables.insert(message.oid, Known::Selected(table));
         Ok(())
     }
 
@@ -223,12 +230,11 @@ impl<L: Lookup> Translator<L> {
             return Ok(());
         }
         table.check(&new)?;
-        let key = table.key(&new)?;
+        table.check_size(&new, self.max_row_bytes)?;
         let row = table.project(new);
         if row.contains(&Cell::Unchanged) {
             return Err(bad(&format!("table {}: a new row came without all its values", table.name())));
         }
-        check_size(table, &row, &key, self.max_row_bytes)?;
         if let Some(filter) = &table.filter
             && filter.verdict(&row).map_err(|fault| fault.at(table.name()))? != Verdict::Match
         {
@@ -257,8 +263,8 @@ impl<L: Lookup> Translator<L> {
         }
         let key = table.key(&new)?;
         let old_key = old_key.filter(|old| *old != key);
+        table.check_size(&new, self.max_row_bytes)?;
         let mut row = table.project(new);
-        check_size(table, &row, &key, self.max_row_bytes)?;
 
         let shape = &table.shape;
         let mut as_of = None;
@@ -302,16 +308,14 @@ impl<L: Lookup> Translator<L> {
     async fn truncate<S: Source>(&mut self, oids: &[u32], outlet: &mut Outlet<S>) -> Result<()> {
         let mut shapes: Vec<Arc<Shape>> = Vec::new();
         for oid in oids {
-            let (_, table) = change(&mut self.open, &self.tables, *oid)?;
+            let (open, table) = change(&mut self.open, &self.tables, *oid)?;
             match table.truncate {
+                _ if open.fate == Fate::Own => {}
                 TruncatePolicy::Apply | TruncatePolicy::Stop => shapes.push(table.shape.clone()),
                 TruncatePolicy::Ignore => tracing::warn!(table = %table.name(), "TRUNCATE ignored, as the rule says"),
             }
         }
         let open = self.open.as_mut().ok_or_else(|| bad("a change outside of a transaction"))?;
-        if open.fate == Fate::Own {
-            return Ok(());
-        }
         for group in truncate_groups(&shapes) {
             self.pen.emit(open, &self.seen, Op::Truncate { shapes: group }, outlet).await?;
         }
@@ -399,21 +403,6 @@ async fn fetch<S: Source, L: Lookup>(
     }
     let what = format!("table {}: a row fetched from the source does not have its columns", shape.relation.table);
     Err(Fault::new(Code::ShapeMismatch, what))
-}
-
-fn check_size(table: &Table, row: &[Cell<'_>], key: &[Cell<'_>], max_row_bytes: u64) -> Result<()> {
-    let bytes: usize = row.iter().map(|cell| if let Cell::Text(text) = cell { text.len() } else { 0 }).sum();
-    if bytes as u64 <= max_row_bytes {
-        return Ok(());
-    }
-    let key: Vec<&str> =
-        key.iter().filter_map(|cell| if let Cell::Text(text) = cell { Some(*text) } else { None }).collect();
-    let what = format!(
-        "table {}: the row with key ({}) has {bytes} bytes, max_row is {max_row_bytes}",
-        table.name(),
-        key.join(", ")
-    );
-    Err(Fault::new(Code::RowTooLarge, what))
 }
 
 fn bad(what: &str) -> Fault {
