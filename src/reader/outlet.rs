@@ -29,7 +29,7 @@ pub struct Outlet<S> {
     pub state: ReaderState,
     pub stop: Stop,
     pub goal: Goal,
-    /// Everything up to here was received; between transactions also translated.
+    /// Every transaction that ends up to here was received whole.
     pub received: Lsn,
     /// End of the last transaction received.
     pub committed: Lsn,

@@ -62,7 +62,7 @@ pub struct ReaderState {
     pub durable_lsn: Lsn,
     /// The last position confirmed to the slot.
     pub confirmed_lsn: Lsn,
-    /// Everything up to here has been received.
+    /// Every transaction that ends up to here was received whole.
     pub received_lsn: Lsn,
     /// End of WAL at the source, as it last said.
     pub source_lsn: Lsn,

@@ -85,9 +85,7 @@ async fn read<S: Source, L: Lookup>(translator: &mut Translator<L>, outlet: &mut
                 }
                 Frame::Keepalive { end, reply } => {
                     outlet.state.source_lsn = outlet.state.source_lsn.max(end);
-                    if !translator.is_open() {
-                        outlet.received = outlet.received.max(end);
-                    }
+                    outlet.received = outlet.received.max(end);
                     if reply {
                         outlet.pace.asked(Instant::now(), end);
                     }

@@ -305,6 +305,37 @@ async fn a_full_topic_is_waited_for_while_status_goes_on_and_memory_stays_bounde
 }
 
 #[tokio::test(start_paused = true)]
+async fn progress_waits_until_all_before_it_is_durable() {
+    let rig = Rig::new();
+    let mut steps = vec![Step::Messages(tx(200, vec![insert(1, "1|-|-")]))];
+    steps
+        .extend((0..40).flat_map(|step| {
+            [Step::Pause(Duration::from_secs(1)), Step::Messages(vec![keepalive(300 + step, false)])]
+        }));
+    let seen = rig.seen.clone();
+    seen.lock().unwrap().full = true;
+    let watching = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        seen.lock().unwrap().full = false;
+    };
+    let (state, ()) = tokio::join!(run_for(&rig, 60, steps), watching);
+    assert_eq!(state.unwrap().confirmed_lsn, Lsn(339));
+    let lines = rig.lines();
+    assert_eq!(lines[..2], ["genesis 100", "tx 210: i:acc(1|-|-)"]);
+    assert!((8..=13).contains(&lines.len()), "ten seconds of progress, not forty: {}", lines.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_batch_of_messages_leaves_in_pieces_too() {
+    let rig = Rig::new();
+    let note = "x".repeat(500_000);
+    let batch = (0..60).flat_map(|number| tx(200 + number * 20, vec![insert(1, &format!("{number}|-|{note}"))]));
+    run_for(&rig, 20, vec![Step::Messages(batch.collect())]).await.unwrap();
+    assert_eq!(rig.lines().len(), 61);
+    assert!(rig.seen.lock().unwrap().largest_group <= 12, "{}", rig.seen.lock().unwrap().largest_group);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_waits_for_a_full_topic_can_be_stopped() {
     let rig = Rig::new();
     rig.seen.lock().unwrap().full = true;
