@@ -206,6 +206,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("[topic]", "[copy]\nworkers = 0\n[topic]", "F:10:11: error: \"copy.workers\" is not a whole number"),
     ("[topic]", "[copy]\nmax_rate = \"50\"\n[topic]", "F:10:12: error: \"50\" is no rate"),
     ("[topic]", "[wal]\nlimit = \"1GiB\"\non_limit = \"x\"\n[topic]", "F:11:12: error: \"wal.on_limit\" can't be"),
+    ("pipeline", "export = { key_file = \"é\", x = 1 }\npipeline", "F:1:28: error: unknown key \"export.x\""),
     ("[topic]", "[tunning]\n[topic]", "F:9:2: error: unknown key \"tunning\"; did you mean \"tuning\"?"),
 ];
 

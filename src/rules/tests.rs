@@ -203,6 +203,10 @@ fn tables_that_would_break_the_source_are_refused_with_what_to_run() {
          \"t_pkey\", ADD PRIMARY KEY (\"id\"), or exclude the table",
     );
     check(
+        &problem(|t| t.indexes = vec![CatalogIndex { deferrable: true, ..index("t_id_key", &["id"]) }]),
+        "error: table public.t has no key that can name its rows; ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (…)",
+    );
+    check(
         &problem(|t| t.indexes = vec![index("t_tenant_note_key", &["id", "note"])]),
         "error: table public.t has no key that can name its rows; ALTER TABLE \"public\".\"t\" ALTER COLUMN \"note\" SET NOT NULL, \
          REPLICA IDENTITY USING INDEX \"t_tenant_note_key\", or exclude the table",
