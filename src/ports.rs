@@ -44,8 +44,19 @@ pub trait TopicWriter: Send {
     /// been a success.
     fn append(&mut self, records: Vec<Record>) -> impl Future<Output = Result<Tail>> + Send;
 
-    /// The transaction that ended at `end_lsn`, if the topic still holds it (P3).
-    fn mark_at(&mut self, end_lsn: Lsn) -> impl Future<Output = Result<Option<TxMark>>> + Send;
+    /// What the topic holds of a transaction that ended at `end_lsn` (P3).
+    fn mark_at(&mut self, end_lsn: Lsn) -> impl Future<Output = Result<Held>> + Send;
+}
+
+/// What a topic says of a transaction by its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// This one ends there.
+    Whole(TxMark),
+    /// None ends there, and none ever did.
+    Nothing,
+    /// Retention may have dropped it: the position lies before the oldest record kept.
+    Unknown,
 }
 
 /// What a topic holds now.

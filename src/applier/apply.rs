@@ -12,7 +12,7 @@ use super::park::Parked;
 use super::target::Target;
 use super::write::Writer;
 use super::{ApplierParts, ApplierState, Phase};
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Result};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Offset, Result};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::sqlstate;
 use crate::wire::record::ShapeCache;
@@ -36,15 +36,17 @@ pub async fn run<R: TopicReader + 'static>(
     let flow = parts.flow.clone();
     let target = Target::open(&parts.target, &parts.application, &flow).await?;
     let found = checkpoint::read(&target.session, &flow).await?;
+    let mut topic = parts.topic;
     if let Some(found) = &found {
         check_identity(found, &flow, parts.identity.as_ref())?;
+        check_place(&mut topic, found).await?;
         state.send_modify(|state| state.checkpoint = Some(found.clone()));
     }
     let (into, mut works) = mpsc::channel(1);
     let (done, seen) = watch::channel(0u64);
     let at = found.as_ref().map(|found| (found.flow_id, found.end_lsn, found.next));
     let feed = Feed {
-        topic: parts.topic,
+        topic,
         chain: Chain::new(flow.clone(), parts.identity, at, parts.max_row_bytes),
         bounds: parts.bounds,
         goal,
@@ -95,6 +97,33 @@ pub async fn run<R: TopicReader + 'static>(
         }
         done.send_modify(|done| *done += 1);
         run.caught_up(works.is_empty());
+    }
+}
+
+/// A checkpoint must lie in the topic, right behind the record that it ended with (P9). Without this a topic that lost its
+/// end, or was exchanged, would show only when it has a record again.
+async fn check_place<R: TopicReader>(topic: &mut R, found: &Checkpoint) -> Result<()> {
+    let bounds = topic.bounds().await?;
+    if found.next > bounds.next || found.next < bounds.first {
+        let what = format!(
+            "flow {}: the checkpoint is at offset {}, the topic holds {} to {}",
+            found.flow, found.next, bounds.first, bounds.next
+        );
+        return Err(Fault::new(Code::TopicGap, what));
+    }
+    if found.next == bounds.first {
+        return Ok(());
+    }
+    let before = topic.read(Offset(found.next.0 - 1), 1).await?;
+    match before.first().and_then(|stored| stored.record.stamp.end_lsn()) {
+        Some(end_lsn) if end_lsn != found.end_lsn => {
+            let what = format!(
+                "flow {}: the checkpoint is at offset {} and position {}, the topic's record before it ends at {end_lsn}",
+                found.flow, found.next, found.end_lsn
+            );
+            Err(Fault::new(Code::BrokenChain, what))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -15,8 +15,8 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::amount::Pending;
 use super::inspect;
-use crate::model::{Lsn, Offset, Record, Result, Stamp, TxMark, units};
-use crate::ports::{Seek, Source, Tail, TopicReader, TopicWriter};
+use crate::model::{Lsn, Offset, Record, Result, Stamp, units};
+use crate::ports::{Bounds, Held, Seek, Source, Tail, TopicReader, TopicWriter};
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
@@ -148,18 +148,20 @@ impl<T: TopicReader> TopicWriter for Counter<T> {
         Ok(self.tail)
     }
 
-    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Option<TxMark>> {
+    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
         let from = self.topic.find(Seek::Lsn(Lsn(end_lsn.0.saturating_sub(1)))).await?;
-        let end = self.topic.bounds().await?.next;
-        let mut found = None;
-        inspect::walk(&mut self.topic, from, Offset(end.0), |stored| {
+        let Bounds { first, next, .. } = self.topic.bounds().await?;
+        let mut held = if from == first && first > Offset(0) { Held::Unknown } else { Held::Nothing };
+        inspect::walk(&mut self.topic, from, next, |stored| {
             if let Stamp::Last { mark, .. } = stored.record.stamp {
-                found = Some(mark).filter(|mark| mark.end_lsn == end_lsn);
+                if mark.end_lsn == end_lsn {
+                    held = Held::Whole(mark);
+                }
                 return Ok(false);
             }
             Ok(true)
         })
         .await?;
-        Ok(found)
+        Ok(held)
     }
 }

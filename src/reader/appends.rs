@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::failpoint;
-use crate::model::{Code, Fault, Lsn, Record, Result, TxMark};
-use crate::ports::TopicWriter;
+use crate::model::{Code, Fault, Lsn, Record, Result};
+use crate::ports::{Held, TopicWriter};
 
 /// Bytes of record bodies that may wait for the topic, those under way included.
 pub const ROOM_BYTES: usize = 16 << 20;
@@ -29,7 +29,7 @@ pub struct Durable {
 
 enum Job {
     Append { records: Vec<Record>, bytes: usize, room: OwnedSemaphorePermit },
-    Mark { end_lsn: Lsn, answer: oneshot::Sender<Option<TxMark>> },
+    Mark { end_lsn: Lsn, answer: oneshot::Sender<Held> },
 }
 
 /// The way to the task. Dropping it lets the task finish what waits, and end.
@@ -63,7 +63,7 @@ impl Appends {
     }
 
     /// The transaction that the topic holds with that end (P3).
-    pub fn mark_at(&self, end_lsn: Lsn) -> impl Future<Output = Result<Option<TxMark>>> + Send + use<> {
+    pub fn mark_at(&self, end_lsn: Lsn) -> impl Future<Output = Result<Held>> + Send + use<> {
         let (answer, asked) = oneshot::channel();
         let sent = self.jobs.send(Job::Mark { end_lsn, answer });
         async move {
@@ -110,7 +110,7 @@ struct Group {
 
 impl Group {
     /// Takes what waits; gives back a question that waited behind it.
-    fn fill(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<(Lsn, oneshot::Sender<Option<TxMark>>)> {
+    fn fill(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<(Lsn, oneshot::Sender<Held>)> {
         while self.bytes < GROUP_BYTES {
             match jobs.try_recv() {
                 Ok(Job::Append { mut records, bytes, room }) => {

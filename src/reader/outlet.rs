@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::failpoint;
-use crate::model::{Code, Fault, Lsn, Record, Result, TxMark, units};
-use crate::ports::{Goal, Source, Stop};
+use crate::model::{Code, Fault, Lsn, Record, Result, units};
+use crate::ports::{Goal, Held, Source, Stop};
 use crate::reader::ReaderState;
 use crate::reader::appends::{Appends, Durable};
 use crate::reader::pace::Pace;
@@ -115,8 +115,8 @@ impl<S: Source> Outlet<S> {
     }
 
     /// The transaction that the topic holds with that end.
-    pub async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Option<TxMark>> {
-        let Some(appends) = &self.appends else { return Ok(None) };
+    pub async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
+        let Some(appends) = &self.appends else { return Ok(Held::Unknown) };
         let mark = appends.mark_at(end_lsn);
         self.waiting(mark).await
     }

@@ -11,9 +11,9 @@ use crate::config::{ColumnRule, Rule, TruncatePolicy};
 use crate::model::catalog::{CatalogColumn, CatalogIndex, CatalogTable, Collation, Generation, TableKind};
 use crate::model::{
     Change, Code, Datum, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Record, Relation, ReplicaIdentity,
-    Result, Row, Stamp, TableName, TxMark, WriterId,
+    Result, Row, Stamp, TableName, WriterId,
 };
-use crate::ports::{Goal, Source, Stop, Tail, TopicWriter};
+use crate::ports::{Goal, Held, Source, Stop, Tail, TopicWriter};
 use crate::reader::{Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
 use crate::rules::{self, Selected};
 use crate::wire::record::{Continued, Decoded, ShapeCache, decode};
@@ -201,12 +201,12 @@ impl TopicWriter for Memory {
         Ok(self.tail())
     }
 
-    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Option<TxMark>> {
+    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
         let mark = |record: &Record| match record.stamp {
             Stamp::Last { mark, .. } if mark.end_lsn == end_lsn => Some(mark),
             Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. } => None,
         };
-        Ok(self.0.lock().unwrap().records.iter().find_map(mark))
+        Ok(self.0.lock().unwrap().records.iter().find_map(mark).map_or(Held::Nothing, Held::Whole))
     }
 }
 

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use crate::config::TruncatePolicy;
 use crate::model::{Cell, Code, Datum, Fault, FlowName, Lsn, Result, TableName, TxMark, units};
-use crate::ports::Source;
+use crate::ports::{Held, Source};
 use crate::reader::outlet::Outlet;
 use crate::reader::ports::{Fetched, HEARTBEAT_PREFIX, Lookup};
 use crate::reader::table::{self, Table};
@@ -49,8 +49,6 @@ pub struct Translator<L> {
     max_row_bytes: u64,
     /// The topic's end at the start: what ends up to here is in it.
     tail: Lsn,
-    /// A transaction sent again was found in the topic.
-    recognised: bool,
 }
 
 impl<L: Lookup> Translator<L> {
@@ -75,7 +73,6 @@ impl<L: Lookup> Translator<L> {
             pen: Pen { writer, encoder: TxEncoder::default(), begun: false },
             max_row_bytes,
             tail,
-            recognised: false,
         }
     }
 
@@ -169,21 +166,15 @@ impl<L: Lookup> Translator<L> {
         Ok(())
     }
 
-    /// A transaction sent again must be the one that the topic holds (P3). One that the topic lacks is older than what
-    /// retention kept, unless an older one was found.
+    /// A transaction sent again must be the one that the topic holds (P3): else the source is not the one that it was, and
+    /// what it lost and wrote anew since would be taken for repetition.
     async fn compare<S: Source>(&mut self, mark: TxMark, passes: bool, outlet: &mut Outlet<S>) -> Result<()> {
-        let held = outlet.mark_at(mark.end_lsn).await?;
-        self.recognised |= held.is_some();
-        let differs = match held {
-            Some(held) => held != mark,
-            None => passes && self.recognised,
+        let holds = match outlet.mark_at(mark.end_lsn).await? {
+            Held::Whole(held) if held == mark => return Ok(()),
+            Held::Whole(held) => format!("transaction {} of {}", held.xid, units::rfc3339(held.commit_time_us)),
+            Held::Nothing if passes => "none that ends there".to_owned(),
+            Held::Nothing | Held::Unknown => return Ok(()),
         };
-        if !differs {
-            return Ok(());
-        }
-        let holds = held.map_or("none that ends there".to_owned(), |held| {
-            format!("transaction {} of {}", held.xid, units::rfc3339(held.commit_time_us))
-        });
         let what = format!(
             "site {}: the source sent transaction {} of {} that ends at {}, the topic holds {holds}",
             self.flow.from,

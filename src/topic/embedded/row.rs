@@ -6,6 +6,7 @@ use std::path::Path;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row};
 
 use crate::model::{Lsn, Offset, Result, Stamp, TxMark};
+use crate::ports::Held;
 use crate::topic::embedded::error;
 
 const KIND_PART: i64 = 0;
@@ -318,16 +319,20 @@ impl Records<'_> {
         read().map(i64::cast_unsigned).map_err(|cause| error::sqlite(self.db, "read a record", &cause))
     }
 
-    /// The identity of the transaction that ended at `end_lsn`, if it is among `range`.
-    pub fn mark_at(&self, end_lsn: Lsn, range: Range<u64>) -> Result<Option<TxMark>> {
-        let end = range.end;
+    /// What `range` holds of a transaction that ended at `end_lsn`.
+    pub fn mark_at(&self, end_lsn: Lsn, range: Range<u64>) -> Result<Held> {
+        let (start, end) = (range.start, range.end);
         let found = self.first_reaching(Ascending::EndLsn, end_lsn.0.cast_signed(), range)?;
         if found == end {
-            return Ok(None);
+            return Ok(Held::Nothing);
         }
         Ok(match self.head(found)?.stamp {
-            Stamp::Last { mark, .. } if mark.end_lsn == end_lsn => Some(mark),
-            Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. } => None,
+            Stamp::Last { mark, .. } if mark.end_lsn == end_lsn => Held::Whole(mark),
+            // Before the genesis record there was nothing; before any other first record there was something.
+            Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. } if found == start && start > 0 => {
+                Held::Unknown
+            }
+            Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. } => Held::Nothing,
         })
     }
 

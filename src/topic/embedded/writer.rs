@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
 use crate::config::{OnFull, Topic};
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stamp, TxMark, WriterId};
-use crate::ports::{Tail, TopicWriter};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stamp, WriterId};
+use crate::ports::{Held, Tail, TopicWriter};
 use crate::topic::embedded::checkpoint::Checkpointer;
 use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, Inode};
@@ -127,7 +127,7 @@ impl TopicWriter for Writer {
         Ok(self.tail)
     }
 
-    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Option<TxMark>> {
+    async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
         self.thread.call(move |appender| appender.records().mark_at(end_lsn, appender.held())).await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sitepair::model::{Code, Lsn, Offset, Record, Result, Stamp, Stored, TxMark};
-use sitepair::ports::{Seek, TopicReader, TopicWriter};
+use sitepair::ports::{Held, Seek, TopicReader, TopicWriter};
 
 /// How a test makes writers and readers of one topic, and what lies behind the traits.
 pub trait Backend {
@@ -139,7 +139,7 @@ pub async fn a_lost_reply_can_be_told_from_a_failure<B: Backend>() {
     drop(lost);
     drop(writer);
     let mut writer = topic.writer().unwrap();
-    let there = writer.mark_at(lsn(2)).await.unwrap() == Some(mark(2));
+    let there = writer.mark_at(lsn(2)).await.unwrap() == Held::Whole(mark(2));
     assert_eq!(writer.tail().end_lsn, Some(if there { lsn(2) } else { lsn(1) }));
     if !there {
         writer.append(vec![part(2, 0), last(2)]).await.unwrap();
@@ -154,13 +154,13 @@ pub async fn marks_are_found_by_position<B: Backend>() {
     writer.append(vec![genesis(), last(1), progress(2), part(3, 0), part(3, 1), last(3)]).await.unwrap();
     writer.append(vec![progress(3), part(4, 0)]).await.unwrap();
     for (position, expected) in [
-        (lsn(0), None),
-        (lsn(1), Some(mark(1))),
-        (Lsn(lsn(1).0 + 1), None),
-        (lsn(2), None),
-        (lsn(3), Some(mark(3))),
-        (lsn(4), None),
-        (Lsn::ZERO, None),
+        (lsn(0), Held::Nothing),
+        (lsn(1), Held::Whole(mark(1))),
+        (Lsn(lsn(1).0 + 1), Held::Nothing),
+        (lsn(2), Held::Nothing),
+        (lsn(3), Held::Whole(mark(3))),
+        (lsn(4), Held::Nothing),
+        (Lsn::ZERO, Held::Nothing),
     ] {
         assert_eq!(writer.mark_at(position).await.unwrap(), expected, "{position}");
     }
@@ -224,8 +224,8 @@ pub async fn retention_leaves_whole_transactions_and_the_tail<B: Backend>() {
             assert_eq!(reader.read(Offset(first - 1), 1000).await.unwrap_err().code, Code::TopicGap);
         }
     }
-    assert_eq!(writer.mark_at(lsn(2)).await.unwrap(), None);
-    assert_eq!(writer.mark_at(lsn(3)).await.unwrap(), Some(mark(3)));
+    assert_eq!(writer.mark_at(lsn(2)).await.unwrap(), Held::Unknown);
+    assert_eq!(writer.mark_at(lsn(3)).await.unwrap(), Held::Whole(mark(3)));
     assert_eq!(reader.find(Seek::Lsn(lsn(0))).await.unwrap(), Offset(5));
     drop(writer);
     let mut writer = topic.writer().unwrap();
