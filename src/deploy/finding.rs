@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::rules::Problem;
+
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,6 +41,9 @@ pub struct Finding {
     pub what: String,
     /// SQL to run there, or the setting to change; empty where there is nothing to do.
     pub remedy: String,
+    /// The pipeline file is what has to change.
+    #[serde(skip)]
+    pub in_file: bool,
 }
 
 /// One thing that a deploy or undeploy changes (in a plan: would change).
@@ -93,7 +98,14 @@ impl<'a> Findings<'a> {
         remedy: impl Into<String>,
     ) {
         let (subject, what, remedy) = (subject.into(), what.into(), remedy.into());
-        self.found.push(Finding { site: self.site.to_owned(), subject, severity, what, remedy });
+        self.found.push(Finding { site: self.site.to_owned(), subject, severity, what, remedy, in_file: false });
+    }
+
+    /// What resolving the rules against this site's tables found.
+    pub(super) fn problem(&mut self, problem: Problem) {
+        let severity = if problem.blocking { Severity::Blocking } else { Severity::Warning };
+        let Problem { place: subject, what, remedy, in_file, .. } = problem;
+        self.found.push(Finding { site: self.site.to_owned(), subject, severity, what, remedy, in_file });
     }
 
     pub(super) fn blocking(&mut self, subject: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) {

@@ -224,8 +224,8 @@ fn refuse(report: &Report) -> Result<()> {
         0 => String::new(),
         more => format!(" (and {more} more: run `sitepair plan`)"),
     };
-    Err(Fault::new(Code::Blocked, format!("{}: {} {}{more}", first.site, first.subject, first.what))
-        .remedy(&first.remedy))
+    let code = if first.in_file { Code::BadFile } else { Code::Blocked };
+    Err(Fault::new(code, format!("{}: {} {}{more}", first.site, first.subject, first.what)).remedy(&first.remedy))
 }
 
 /// One deploy or undeploy at a time and site. The locks end with the sessions, at the latest.

@@ -16,7 +16,7 @@ use crate::rules::{self, Selected};
 use super::authority;
 use super::details::Details;
 use super::emptiness;
-use super::finding::{Finding, Findings, Severity};
+use super::finding::{Finding, Findings};
 use super::publication;
 use super::rights::{self, Missing};
 use super::script::{self, File, Values};
@@ -77,8 +77,7 @@ async fn select(pipeline: &Pipeline, source: &Node<'_>) -> Result<(Vec<Selected>
     let tables = catalog::tables(&source.session).await.map_err(|fault| fault.at(source.name()))?;
     let mut found = Findings::at(source.name());
     for problem in rules::findings(&pipeline.tables, &tables) {
-        let severity = if problem.blocking { Severity::Blocking } else { Severity::Warning };
-        found.add(severity, problem.place, problem.what, problem.remedy);
+        found.problem(problem);
     }
     Ok((rules::select(&pipeline.tables, &tables).unwrap_or_default(), found.into_vec()))
 }

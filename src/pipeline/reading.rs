@@ -105,9 +105,10 @@ pub(super) async fn usable_slot(source: &Session, deployed: &FlowIdentity) -> Re
 pub(super) async fn selected(pipeline: &Pipeline, source: &Session) -> Result<Vec<Selected>> {
     let tables = catalog::tables(source).await?;
     rules::select(&pipeline.tables, &tables).map_err(|problems| {
-        let (first, more) = (problems.iter().find(|problem| problem.blocking), problems.len());
+        let first = problems.iter().find(|problem| problem.blocking);
         let what = first.map_or_else(|| "no table is selected".to_owned(), ToString::to_string);
-        Fault::new(Code::Blocked, what).remedy(format!("see all {more} findings by `sitepair plan`"))
+        let code = if first.is_some_and(|first| first.in_file) { Code::BadFile } else { Code::Blocked };
+        Fault::new(code, what).remedy(format!("see all {} findings by `sitepair plan`", problems.len()))
     })
 }
 

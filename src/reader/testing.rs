@@ -206,7 +206,13 @@ impl TopicWriter for Memory {
             Stamp::Last { mark, .. } if mark.end_lsn == end_lsn => Some(mark),
             Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. } => None,
         };
-        Ok(self.0.lock().unwrap().records.iter().find_map(mark).map_or(Held::Nothing, Held::Whole))
+        let seen = self.0.lock().unwrap();
+        let dropped = match seen.records.first().map(|record| record.stamp) {
+            Some(Stamp::Last { mark, .. }) => end_lsn < mark.end_lsn,
+            Some(Stamp::Part { .. } | Stamp::Progress { .. }) | None => false,
+        };
+        let otherwise = if dropped { Held::Unknown } else { Held::Nothing };
+        Ok(seen.records.iter().find_map(mark).map_or(otherwise, Held::Whole))
     }
 }
 

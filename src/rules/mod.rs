@@ -51,6 +51,8 @@ pub struct Problem {
     pub remedy: String,
     /// True when the pipeline can't run so.
     pub blocking: bool,
+    /// True when the pipeline file is what has to change, not the table.
+    pub in_file: bool,
 }
 
 impl fmt::Display for Problem {

@@ -58,16 +58,22 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
+    /// The rule can't be as it is.
     fn block(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
-        self.add(what.into(), remedy.into(), true);
+        self.add(what.into(), remedy.into(), true, true);
+    }
+
+    /// A table that the rule names can't be replicated as it is.
+    fn block_table(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
+        self.add(what.into(), remedy.into(), true, false);
     }
 
     fn warn(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
-        self.add(what.into(), remedy.into(), false);
+        self.add(what.into(), remedy.into(), false, false);
     }
 
-    fn add(&mut self, what: String, remedy: String, blocking: bool) {
-        self.problems.push(Problem { place: self.rule.place.clone(), what, remedy, blocking });
+    fn add(&mut self, what: String, remedy: String, blocking: bool, in_file: bool) {
+        self.problems.push(Problem { place: self.rule.place.clone(), what, remedy, blocking, in_file });
     }
 
     fn blocking(&self) -> usize {
@@ -166,7 +172,7 @@ fn resolve_table(table: &CatalogTable, report: &mut Report<'_>) -> Option<Select
     let name = &table.table;
     if !table.logged {
         let remedy = format!("ALTER TABLE {} SET LOGGED, or exclude the table", name.sql());
-        report.block(format!("table {name} is unlogged, the log has nothing of it"), remedy);
+        report.block_table(format!("table {name} is unlogged, the log has nothing of it"), remedy);
     }
     if table.row_security {
         let what = format!(
@@ -175,7 +181,7 @@ fn resolve_table(table: &CatalogTable, report: &mut Report<'_>) -> Option<Select
         report.warn(what, "ALTER ROLE … BYPASSRLS for the login of this pipeline at both sites");
     }
     let Some(key) = table.key() else {
-        report.block(format!("table {name} has no key that can name its rows"), key_remedy(table));
+        report.block_table(format!("table {name} has no key that can name its rows"), key_remedy(table));
         return None;
     };
     check_identity(table, key, report);
@@ -246,7 +252,7 @@ fn check_identity(table: &CatalogTable, key: &CatalogIndex, report: &mut Report<
     };
     let identity = if key.primary { "DEFAULT".to_owned() } else { format!("USING INDEX {}", quote_ident(&key.name)) };
     let each = if table.kind == TableKind::PartitionRoot { " and the same for each partition," } else { "" };
-    report.block(
+    report.block_table(
         format!("table {name}: {why}, so updates and deletes would fail at the source once it is published"),
         format!(
             "run at the source: ALTER TABLE {} REPLICA IDENTITY {identity};{each} or exclude the table",
@@ -280,7 +286,7 @@ fn crossing_columns(table: &CatalogTable, key: &CatalogIndex, report: &mut Repor
     }
     for column in key.columns.iter().filter(|column| computed(column)) {
         let what = format!("column \"{column}\", which belongs to the key of table {name}, is computed at each site");
-        report.block(what, "give the table a primary key of ordinary columns, or exclude it");
+        report.block_table(what, "give the table a primary key of ordinary columns, or exclude it");
     }
     in_table_order(table, |column| lets(column) && !computed(column))
 }

@@ -97,7 +97,7 @@ const FILES: &[FileCase] = &[
     FileCase {
         name: "filter that can't be parsed",
         change: ("include =", "where = \"id = = 1\"\ninclude ="),
-        verb: &["run", "--once"],
+        verb: &["deploy"],
         code: 2,
         says: &["pair.toml:"],
     },
@@ -277,8 +277,8 @@ const STATES: &[StateCase] = &[
             pair.source.sql(&format!("drop publication {}", slot(pair)));
             pair.source.sql("insert into account values (102, 'x')");
         },
-        code: 1,
-        says: &["publication", "deploy"],
+        code: 4,
+        says: &["publication-lost", "resync"],
     },
     StateCase {
         name: "target table dropped",
@@ -309,7 +309,7 @@ const STATES: &[StateCase] = &[
     StateCase {
         name: "source table without its key",
         spoil: |pair| drop(pair.source.sql("alter table account drop constraint account_pkey")),
-        code: 2,
+        code: 1,
         says: &["account", "key"],
     },
 ];
