@@ -4,10 +4,13 @@
 //! then is a row outside of what is written: before the horizon, and inside a transaction that comes in pieces, it is
 //! displaced; else it is an error.
 
+use std::ops::Range;
+
 use super::literal::Param;
 use super::select::{Move, Selection};
+use super::statement::FINAL;
 use super::table::TargetColumn;
-use super::target::Failure;
+use super::target::{Failure, Item};
 use super::write::{Check, Effects, View, Writer, cells, in_place};
 use crate::horizon::Conflict;
 use crate::model::TableName;
@@ -52,6 +55,7 @@ impl Writer {
 
     /// Composes the final rows of the moves and puts them in.
     pub async fn move_in(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
+        self.enter_fetched(view, moves, effects).await?;
         let mut items = Vec::new();
         for partial in [false, true] {
             let slots = moves.iter().filter(|row| row.partial == partial).map(|row| row.slot);
@@ -61,60 +65,56 @@ impl Writer {
                 items.push(view.item(view.table.compose(&present, partial), params));
             }
         }
-        self.target.flight("", &items).await?;
-        drop(items);
-        self.compose_fetched(view, moves, effects).await?;
-        let parked = self.parked_tables.contains(&view.table.relation.table);
-        if effects.horizon.conflict(effects.streaming, parked) == Conflict::Displace {
-            self.displace(view, effects).await?;
-        }
-        let into = [true, false].map(|based| view.item(view.table.move_in(based), Vec::new()));
-        self.target.flight("", &into).await.map(|_| ())
+        let displacing = self.enter(view, effects, &mut items);
+        let counts = self.target.flight("", &items).await?;
+        note_displaced(view, &counts[displacing], effects);
+        Ok(())
     }
 
-    /// Partial rows for which nothing was moved out come from the source.
-    async fn compose_fetched(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
+    /// Partial rows for which nothing was moved out come from the source. They are newer than the log, so they may hold
+    /// each other's unique values and those of the rows that follow: one after another, each displaces what it must.
+    async fn enter_fetched(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
+        const ABSENT: &str = "SELECT sitepair_nr FROM unnest($1::int8[]) AS sitepair_u(sitepair_nr) WHERE NOT EXISTS \
+             (SELECT FROM pg_temp.sitepair_moved AS sitepair_m WHERE sitepair_m.sitepair_nr = sitepair_u.sitepair_nr) \
+             ORDER BY 1";
         let partial: Vec<u32> = moves.iter().filter(|row| row.partial).map(|row| row.slot).collect();
         if partial.is_empty() {
             return Ok(());
         }
-        const ABSENT: &str = "SELECT sitepair_nr FROM unnest($1::int8[]) AS sitepair_u(sitepair_nr) WHERE NOT EXISTS \
-             (SELECT FROM pg_temp.sitepair_moved AS sitepair_m WHERE sitepair_m.sitepair_nr = sitepair_u.sitepair_nr) \
-             ORDER BY 1";
         let absent = self.numbers(view.table, ABSENT, &[numbers(partial.into_iter())]).await?;
-        if absent.is_empty() {
-            return Ok(());
-        }
         let rows = self.fetch(view, &absent, effects).await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
         let columns: Vec<&TargetColumn> = view.table.inserted().collect();
-        let values =
-            |column: &&TargetColumn| cells(column, rows.iter().map(|(_, row)| &row[column.position]).collect());
-        let mut params: Vec<Param<'_>> = columns.iter().map(values).collect();
-        params.push(numbers(rows.iter().map(|(slot, _)| *slot)));
-        self.target.flight("", &[view.item(view.table.compose(&columns, false), params)]).await.map(|_| ())
+        let (mut items, mut displacing) = (Vec::new(), Vec::new());
+        for (slot, row) in &rows {
+            let mut params: Vec<Param<'_>> =
+                columns.iter().map(|column| cells(column, vec![&row[column.position]])).collect();
+            params.push(numbers(std::iter::once(*slot)));
+            items.push(view.item(view.table.compose(&columns, false), params));
+            displacing.extend(self.enter(view, effects, &mut items));
+            items.push(view.item(format!("TRUNCATE {FINAL}"), Vec::new()));
+        }
+        let counts = self.target.flight("", &items).await?;
+        let displaced: Vec<u64> = displacing.into_iter().map(|at| counts[at]).collect();
+        note_displaced(view, &displaced, effects);
+        Ok(())
     }
 
-    /// Sets aside the rows that hold unique values of the final rows.
-    async fn displace(&mut self, view: View<'_>, effects: &mut Effects) -> Result<(), Failure> {
-        if view.table.others.is_empty() {
-            return Ok(());
+    /// Adds what puts the composed rows in, after setting aside the rows that hold their unique values where that is
+    /// right; gives the items whose counts are of displaced rows.
+    fn enter<'a>(&self, view: View<'a>, effects: &Effects, items: &mut Vec<Item<'a>>) -> Range<usize> {
+        let from = items.len();
+        let parked = self.parked_tables.contains(&view.table.relation.table);
+        if effects.horizon.conflict(effects.streaming, parked) == Conflict::Displace {
+            let scope = if effects.horizon.is_before() { "horizon" } else { "transaction" };
+            for index in &view.table.others {
+                let next = i64::try_from(effects.next.0).unwrap_or(i64::MAX);
+                let params = vec![Param::Text(self.flow.clone()), Param::Number(next), Param::Text(scope.to_owned())];
+                items.push(view.item(view.table.displace(index), params));
+            }
         }
-        let scope = if effects.horizon.is_before() { "horizon" } else { "transaction" };
-        let params = || {
-            let next = i64::try_from(effects.next.0).unwrap_or(i64::MAX);
-            vec![Param::Text(self.flow.clone()), Param::Number(next), Param::Text(scope.to_owned())]
-        };
-        let items: Vec<_> =
-            view.table.others.iter().map(|index| view.item(view.table.displace(index), params())).collect();
-        let displaced: u64 = self.target.flight("", &items).await?.iter().sum();
-        if displaced > 0 {
-            effects.displaced = true;
-            effects.notes.add(&view.table.relation.table, "displaced", displaced);
-        }
-        Ok(())
+        let displacing = from..items.len();
+        items.extend([true, false].map(|based| view.item(view.table.move_in(based), Vec::new())));
+        displacing
     }
 
     /// Records of these keys settle what was displaced under them.
@@ -133,6 +133,14 @@ impl Writer {
         const SETTLE: &str = "DELETE FROM sitepair.displaced WHERE flow = $1 AND table_schema = $2 AND table_name = $3";
         let settled = self.target.session.execute(SETTLE, &[&self.flow, &table.schema, &table.name]).await;
         settled.map(|_| ()).map_err(|error| Failure::Fault(sqlstate::fault(&error)))
+    }
+}
+
+fn note_displaced(view: View<'_>, counts: &[u64], effects: &mut Effects) {
+    let displaced: u64 = counts.iter().sum();
+    if displaced > 0 {
+        effects.displaced = true;
+        effects.notes.add(&view.table.relation.table, "displaced", displaced);
     }
 }
 

@@ -55,11 +55,14 @@ pub fn database(version: u32, side: usize) -> Database {
             Some((_, cluster)) => *cluster,
             None => {
                 let settings = [
-                    "max_replication_slots=100",
+                    "max_replication_slots=500",
                     "max_wal_senders=100",
                     "max_connections=300",
                     "wal_sender_timeout=10s",
                 ];
+                // Each origin that was ever used keeps a slot of these; before 18 they count as replication slots.
+                let origins = (version >= 18).then_some("max_active_replication_origins=500");
+                let settings: Vec<&str> = settings.into_iter().chain(origins).collect();
                 let cluster: &'static Cluster = Box::leak(Box::new(own_cluster(version, &settings)));
                 shared.push(((version, side), cluster));
                 cluster

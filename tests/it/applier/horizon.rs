@@ -1,0 +1,133 @@
+//! Before the horizon: rows that are newer than the log, rows that are missing, rows that give way (H4).
+
+use sitepair::config::OnError;
+
+use super::{Pair, versions};
+
+const DDL: &str =
+    "create table t (id int primary key, u int unique, v text, big text); alter table t alter big set storage external";
+
+/// Sets the flow's horizon to where the source is now.
+async fn horizon_now(pair: &Pair) {
+    pair.apply().await;
+    let lsn = pair.source.sql("select pg_current_wal_insert_lsn()");
+    pair.target.sql(&format!("update sitepair.checkpoint set horizon = '{lsn}'"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_row_is_fetched_by_its_new_key_and_raises_the_horizon() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.source.sql("insert into t select g, g, 'v', repeat('x', 5000) from generate_series(1, 6) g");
+        pair.sync().await;
+        pair.target.sql("delete from t where id < 5");
+        pair.source.sql("update t set v = 'w' where id = 1; update t set id = 20 where id = 2; update t set v = 'gone' where id = 3");
+        pair.source.sql("update t set id = 40 where id = 4");
+        pair.pull().await;
+        // Newer than the log when it is fetched; one is gone by then.
+        pair.source.sql("update t set v = 'newest' where id = 1; delete from t where id = 3");
+        pair.apply().await;
+        assert_eq!(
+            pair.target.sql("select id, v, length(big) from t where id in (1, 3, 20, 40) order by id"),
+            "1|newest|5000\n20|v|5000\n40|v|5000"
+        );
+        let checkpoint = pair.checkpoint().await;
+        assert!(checkpoint.horizon > checkpoint.end_lsn, "{checkpoint:?}");
+        assert!(checkpoint.horizon.to_string().parse::<sitepair::model::Lsn>().is_ok());
+        pair.sync().await;
+        assert_eq!(
+            pair.target.sql("select sum((j.value->>'fetched')::int), sum((j.value->>'skipped')::int) from sitepair.journal, jsonb_each(counts) j"),
+            "3|1"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_source_a_missing_row_stops_or_parks() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.fetches = false;
+        pair.source.sql("insert into t values (1, 1, 'v', repeat('x', 5000)), (2, 2, 'v', repeat('x', 5000))");
+        pair.sync().await;
+        pair.target.sql("delete from t where id = 1");
+        pair.source.sql("update t set v = 'w'");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert!(fault.code.name() == "data-error" && fault.what.contains("found no row"), "{fault}");
+        pair.on_error = OnError::Park;
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select id, v from t"), "2|w");
+        assert_eq!(pair.target.sql("select operation, image->>'v', image ? 'big' from sitepair.parked"), "update|w|f");
+    }
+}
+
+/// H4b: the row under the old key may be a later one; its values must not travel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_change_takes_nothing_from_a_later_row_under_the_old_key() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.source.sql("insert into t values (1, 1, 'first', repeat('x', 5000))");
+        pair.sync().await;
+        let (offset, position) = (pair.topic.end(), pair.position);
+        pair.source.sql("update t set id = 2 where id = 1");
+        pair.source.sql("insert into t values (1, 10, 'second', repeat('y', 5000))");
+        pair.sync().await;
+        pair.target.sql(&format!(
+            "update sitepair.checkpoint set next_offset = {offset}, end_lsn = '{position}', horizon = '{}'",
+            pair.position
+        ));
+        // Only the key change: row 2 must not get the values of the second row 1.
+        let last = pair.topic.0.lock().unwrap().pop().unwrap();
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select id, left(big, 1) from t"), "2|x");
+        pair.topic.append(last);
+        pair.apply().await;
+        pair.assert_equal();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_holds_a_unique_value_gives_way_and_is_settled() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        // As a copy would leave it: row 2 already has the value that row 1 has had.
+        pair.source.sql("insert into t values (1, 5, 'a'), (2, 6, 'b')");
+        pair.source.sql("update t set u = 7 where id = 1; update t set u = 5 where id = 2");
+        pair.target.sql("insert into t values (1, 7, 'a'), (2, 5, 'b'), (9, 6, 'phantom')");
+        horizon_now(&pair).await;
+        pair.pull().await;
+        let all: Vec<_> = std::mem::take(&mut *pair.topic.0.lock().unwrap());
+        pair.topic.0.lock().unwrap().extend_from_slice(&all[..2]);
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u, ' ' order by id) from t"), "1:5 2:6");
+        assert_eq!(pair.target.sql("select string_agg(key->>0, ' ' order by key) from sitepair.displaced"), "9");
+        *pair.topic.0.lock().unwrap() = all;
+        // Beyond the horizon by a record more.
+        pair.source.sql("insert into t values (3, 3, 'c')");
+        pair.pull().await;
+        pair.apply().await;
+        // No record has settled row 9: its value is free again, so it is back.
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u, ' ' order by id) from t"), "1:7 2:5 3:3 9:6");
+        assert_eq!(pair.target.sql("select count(*) from sitepair.displaced"), "0");
+        pair.assert_journal();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_put_back_at_the_horizon_is_parked() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.source.sql("insert into t values (1, 5, 'a')");
+        pair.target.sql("insert into t values (9, 5, 'in the way')");
+        horizon_now(&pair).await;
+        pair.source.sql("insert into t values (2, 2, 'b')");
+        pair.pull().await;
+        pair.apply().await;
+        pair.assert_equal();
+        assert_eq!(
+            pair.target.sql("select operation, key, whole_row, sqlstate from sitepair.parked"),
+            "restore|[\"9\"]|(9,5,\"in the way\",)|23505"
+        );
+        assert_eq!(pair.target.sql("select status from sitepair.journal order by id desc limit 1"), "parked");
+    }
+}

@@ -1,0 +1,126 @@
+//! Errors in the data: stop with the culprit's name, or park it and what depends on it.
+
+use sitepair::config::OnError;
+
+use super::{Pair, versions};
+
+const SOURCE: &str = "create table t (id int primary key, u int unique, v text)";
+const TARGET: &str = "create table t (id int primary key, u int unique, v text check (v <> 'bad'))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_names_the_culprit_and_changes_nothing_of_its_transaction() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'b')");
+        // The swap is innocent.
+        pair.source.sql(
+            "begin; update t set u = -1 where id = 1; update t set u = 1 where id = 2; update t set u = 2 where id = 1; \
+             insert into t values (3, 3, 'bad'), (4, 4, 'd'); commit",
+        );
+        pair.source.sql("insert into t values (5, 5, 'e')");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert_eq!(fault.code.name(), "data-error");
+        for part in ["public.t", "key [\"3\"]", "23514"] {
+            assert!(fault.what.contains(part), "{fault}");
+        }
+        assert!(!fault.what.contains("bad"), "a row's value is in the message: {fault}");
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u, ' ' order by id) from t"), "1:1 2:2");
+        assert_eq!(pair.checkpoint().await.next.0, 2, "the transaction before is applied");
+        pair.target.sql("alter table t drop constraint t_v_check");
+        pair.apply().await;
+        pair.assert_equal();
+        pair.assert_journal();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn park_sets_aside_the_culprit_and_what_follows_it() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        pair.on_error = OnError::Park;
+        pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'b')");
+        pair.source.sql("begin; update t set v = 'bad', u = 10 where id = 1; insert into t values (4, 4, 'd'); commit");
+        pair.pull().await;
+        let state = pair.apply().await;
+        assert_eq!(state.parked, 1);
+        assert!(state.last_error.unwrap().contains("23514"));
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u || v, ' ' order by id) from t"), "1:1a 2:2b 4:4d");
+        let parked = "select operation, key, image, sqlstate from sitepair.parked order by id";
+        assert_eq!(pair.target.sql(parked), r#"upsert|["1"]|{"u": "10", "v": "bad", "id": "1"}|23514"#);
+        // The key again, a value that the parked row holds, a value that the row's old state still holds, and one that is free.
+        pair.source.sql("update t set u = 11 where id = 1");
+        pair.source.sql("insert into t values (6, 10, 'needs 10')");
+        pair.source.sql("insert into t values (7, 1, 'needs 1'), (8, 8, 'free')");
+        pair.pull().await;
+        let state = pair.apply().await;
+        assert_eq!(state.parked, 3);
+        assert_eq!(pair.target.sql("select string_agg(id::text, ' ' order by id) from t"), "1 2 4 8");
+        assert_eq!(pair.target.sql("select string_agg(key->>0, ' ' order by id) from sitepair.parked"), "1 1 6 7");
+        assert_eq!(pair.target.sql("select count(*) from sitepair.journal_operation where what = 'parked'"), "4");
+        assert_eq!(pair.target.sql("select count(*) from sitepair.journal where status = 'parked'"), "4");
+        pair.assert_journal();
+        // A run that begins anew remembers.
+        pair.source.sql("delete from t where id = 1");
+        pair.pull().await;
+        assert_eq!(pair.apply().await.parked, 1);
+        assert_eq!(pair.target.sql("select operation from sitepair.parked order by id desc limit 1"), "delete");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_the_targets_type_refuses() {
+    for version in versions() {
+        let mut pair = Pair::with(
+            version,
+            "create table t (id int primary key, v text, e text)",
+            "create type mood as enum ('a', 'b'); create table t (id int primary key, v varchar(3) not null, e mood)",
+        )
+        .await;
+        pair.on_error = OnError::Park;
+        pair.source.sql("insert into t values (1, 'ok', 'a'), (2, 'too long', 'a'), (3, null, 'a'), (4, 'x', 'secret'), (5, 'y', 'b')");
+        pair.pull().await;
+        let state = pair.apply().await;
+        assert_eq!(state.parked, 3);
+        assert_eq!(pair.target.sql("select string_agg(id::text, ' ' order by id) from t"), "1 5");
+        let errors = pair.target.sql("select string_agg(sqlstate, ' ' order by key) from sitepair.parked");
+        assert_eq!(errors, "22001 23502 22P02");
+        assert_eq!(pair.target.sql("select count(*) from sitepair.parked where error like '%secret%'"), "0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_after_the_horizon_is_an_error_not_a_displacement() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, SOURCE).await;
+        pair.target.sql("insert into t values (100, 5, 'local')");
+        pair.source.sql("insert into t values (1, 5, 'a')");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert!(fault.what.contains("23505") && fault.what.contains("t_u_key"), "{fault}");
+        assert_eq!(pair.target.sql("select id, v from t"), "100|local");
+        pair.on_error = OnError::Park;
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select id, v from t"), "100|local");
+        assert_eq!(pair.target.sql("select key from sitepair.parked"), r#"["1"]"#);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_in_pieces_parks_too() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        (pair.bounds.rows, pair.part_changes) = (10, 4);
+        pair.source
+            .sql("insert into t select g, g, case when g = 17 then 'bad' else 'v' end from generate_series(1, 40) g");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert!(fault.code.name() == "data-error" && fault.what.contains("[\"17\"]"), "{fault}");
+        assert_eq!(pair.target.sql("select count(*) from t"), "0");
+        pair.on_error = OnError::Park;
+        let state = pair.apply().await;
+        assert_eq!((state.parked, state.rows), (1, 40));
+        assert_eq!(pair.target.sql("select count(*), max(case when id = 17 then 1 end) from t"), "39|");
+        pair.assert_journal();
+    }
+}
