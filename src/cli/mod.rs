@@ -60,7 +60,7 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
     if let Verb::Demo(args) = &cli.verb {
         return Ok(u8::from(!demo::run(args, &output).await?));
     }
-    let pipeline = match load(&cli.common) {
+    let pipeline = match load(cli) {
         Ok(pipeline) => pipeline,
         Err(code) => return Ok(code),
     };
@@ -77,8 +77,8 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
 }
 
 /// Reads the pipeline file; prints every error that it holds, a line each.
-fn load(common: &Common) -> std::result::Result<Pipeline, u8> {
-    let usage = Class::Usage.exit_code();
+fn load(cli: &Cli) -> std::result::Result<Pipeline, u8> {
+    let (common, usage) = (&cli.common, Class::Usage.exit_code());
     let Some(path) = common.pipeline.as_deref() else {
         eprintln!(
             "{}",
@@ -86,7 +86,9 @@ fn load(common: &Common) -> std::result::Result<Pipeline, u8> {
         );
         return Err(usage);
     };
-    let pipeline = read(path)?;
+    // Only these verbs log in as `admin`; a daemon's user may not be able to read its password.
+    let admin = matches!(cli.verb, Verb::Plan(_) | Verb::Deploy(_) | Verb::Undeploy(_));
+    let pipeline = read(path, admin)?;
     if let Some(site) = &common.site
         && !pipeline.sites.contains_key(site)
     {
@@ -98,8 +100,9 @@ fn load(common: &Common) -> std::result::Result<Pipeline, u8> {
     Ok(pipeline)
 }
 
-fn read(path: &Path) -> std::result::Result<Pipeline, u8> {
-    config::load(path, &config::Overrides::default()).map_err(|problems| {
+fn read(path: &Path, admin: bool) -> std::result::Result<Pipeline, u8> {
+    let overrides = config::Overrides { without_admin: !admin, ..config::Overrides::default() };
+    config::load(path, &overrides).map_err(|problems| {
         for problem in &problems {
             eprintln!("{problem}");
         }

@@ -27,6 +27,14 @@ impl Datum {
         Datum::Text(Bytes::from(text.into()))
     }
 
+    /// The text form, to be replaced by an equal one elsewhere in memory.
+    pub fn bytes_mut(&mut self) -> Option<&mut Bytes> {
+        match self {
+            Datum::Text(bytes) => Some(bytes),
+            Datum::Null | Datum::Unchanged => None,
+        }
+    }
+
     /// The text form; `None` for [`Datum::Null`] and [`Datum::Unchanged`].
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
@@ -97,6 +105,17 @@ pub enum Change {
 }
 
 impl Change {
+    /// The rows and keys that the operation carries.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
+        let (first, second) = match self {
+            Change::Insert { new, .. } => (Some(new), None),
+            Change::Update { old_key, new, .. } => (Some(new), old_key.as_mut()),
+            Change::Delete { key, .. } => (Some(key), None),
+            Change::Truncate { .. } => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
     /// The tables that the operation names: one, or those of a TRUNCATE.
     pub fn tables(&self) -> impl Iterator<Item = &super::names::TableName> {
         let relations = match self {

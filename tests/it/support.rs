@@ -33,7 +33,9 @@ pub fn bin(version: u32) -> &'static PathBuf {
 
 /// A cluster of its own, for tests that kill it or change its settings.
 pub fn own_cluster(version: u32, settings: &[&str]) -> Cluster {
-    let settings: Vec<&str> = ["fsync=off"].into_iter().chain(settings.iter().copied()).collect();
+    // From 18 on, origins have a limit of their own.
+    let origins = if version >= 18 { "max_active_replication_origins=100" } else { "max_replication_slots=20" };
+    let settings: Vec<&str> = ["fsync=off", origins].into_iter().chain(settings.iter().copied()).collect();
     Cluster::start(bin(version), &settings).expect("cluster starts")
 }
 

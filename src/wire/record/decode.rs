@@ -221,6 +221,20 @@ fn row(cursor: &mut Cursor<'_>, columns: usize) -> Result<Row> {
     Ok(row)
 }
 
+/// Copies what lies in `text` where that is the lesser part of it: a small value beside a large one that had to be
+/// unescaped would keep the whole text in memory (T3).
+fn detach(change: &mut Change, text: &Bytes) {
+    let within = text.as_ptr_range();
+    let lies_in = |value: &Bytes| within.contains(&value.as_ptr());
+    let mut values: Vec<&mut Bytes> = change.rows_mut().flatten().filter_map(Datum::bytes_mut).collect();
+    values.retain(|value| lies_in(value));
+    if values.iter().map(|value| value.len()).sum::<usize>() < text.len() / 2 {
+        for value in values {
+            *value = Bytes::copy_from_slice(value);
+        }
+    }
+}
+
 /// Puts a change together that came in pieces (T3).
 #[derive(Debug, Default)]
 pub struct Continued {
@@ -239,8 +253,9 @@ impl Continued {
         }
         let text = Bytes::from(std::mem::take(&mut self.text));
         let mut cursor = Cursor::new(&text)?;
-        let change = change(&mut cursor, std::slice::from_ref(&piece.relation))?;
+        let mut change = change(&mut cursor, std::slice::from_ref(&piece.relation))?;
         cursor.end()?;
+        detach(&mut change, &text);
         Ok(Some(change))
     }
 
