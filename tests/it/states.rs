@@ -12,16 +12,17 @@ const RULES: &str = "[[tables]]\ninclude = [\"public.account\"]";
 /// Everything at both sites that a refused command must leave alone.
 fn fingerprint(pair: &Pair) -> String {
     let of = |database: &Database| {
-        database.sql(
+        database.sql(&format!(
             "select string_agg(x, E'\\n' order by x) from (
                select 'publication ' || pubname as x from pg_publication
                union all select 'table ' || relid || ' ' || n_live_tup * 0 from pg_stat_user_tables where schemaname <> 'sitepair'
                union all select 'schema ' || nspname from pg_namespace where nspname !~ '^pg_(toast_)?temp'
                union all select 'slot ' || slot_name from pg_replication_slots where database = current_database()
-               union all select 'origin ' || roname from pg_replication_origin
+               union all select 'origin ' || roname from pg_replication_origin where roname = '{}'
                union all select 'grant ' || coalesce(relacl::text, '') || relname from pg_class where relnamespace = 'public'::regnamespace
                union all select 'account ' || account::text from account) everything",
-        )
+            slot(pair)
+        ))
     };
     format!("{}\n{}", of(&pair.source), of(&pair.target))
 }
