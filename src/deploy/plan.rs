@@ -19,7 +19,7 @@ use super::emptiness;
 use super::finding::{Finding, Findings};
 use super::publication;
 use super::rights::{self, Missing};
-use super::script::{self, File, Values};
+use super::script::{self, File};
 use super::server::{self, Node};
 use super::slot;
 use super::step::{End, Step};
@@ -417,7 +417,7 @@ async fn install(
     missing: &[Missing],
     found: &mut Findings<'_>,
 ) -> Result<()> {
-    let values = Values::from([("login", node.login.name.as_str()), ("database", node.server.database.as_str())]);
+    let values = node.values();
     let installed = installed(node).await?;
     let mut granted = Vec::new();
     for file in files.iter().filter(|file| installed.get(file.name) != Some(&file.digest())) {

@@ -62,7 +62,7 @@ pub(super) async fn missing_at_source(node: &Node<'_>, tables: &[Selected]) -> R
     let mut missing = functions(node, &SOURCE_FUNCTIONS, None).await?;
     missing.extend(schemas(node, tables.iter().map(|selected| &selected.table.table)).await?);
     missing.extend(readable(node, tables).await?);
-    missing.extend(installed(node, &["SELECT"], SOURCE_GRANTS).await?);
+    missing.extend(installed(node, HOLDS_SOURCE, SOURCE_GRANTS).await?);
     Ok(missing)
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn missing_at_target(node: &Node<'_>, tables: &[(&Selected, u32
     missing.extend(server(node).await?);
     missing.extend(schemas(node, tables.iter().map(|(selected, _)| &selected.table.table)).await?);
     missing.extend(writable(node, tables).await?);
-    missing.extend(installed(node, &["SELECT", "INSERT", "UPDATE", "DELETE"], TARGET_GRANTS).await?);
+    missing.extend(installed(node, HOLDS_TARGET, TARGET_GRANTS).await?);
     Ok(missing)
 }
 
@@ -231,35 +231,37 @@ async fn writable(node: &Node<'_>, tables: &[(&Selected, u32)]) -> Result<Vec<Mi
     Ok(missing)
 }
 
-/// Rights on what sitepair itself installed; nothing is missing where nothing is installed yet (the file that installs
-/// is followed by the one that grants).
-async fn installed(node: &Node<'_>, privileges: &[&str], file: File) -> Result<Vec<Missing>> {
-    let sql = "SELECT coalesce(bool_and(has_schema_privilege($1::text::name, n.oid, 'USAGE') \
-                          AND CASE relkind WHEN 'S' THEN has_sequence_privilege($1::text::name, c.oid, 'USAGE') \
-                                   ELSE has_table_privilege($1::text::name, c.oid, privilege) END), true), \
-                      coalesce(bool_and(pg_has_role(c.relowner, 'USAGE')), true) \
-               FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'S'), \
-                    unnest($2::text[]) AS wanted (privilege) \
-               WHERE n.nspname = 'sitepair' AND ($3 OR c.relname IN ('flow', 'installed'))";
-    let privileges: Vec<&str> = privileges.to_vec();
-    let all = file == TARGET_GRANTS;
-    let row = node
-        .session
-        .query_one(sql, &[&node.login.name, &privileges, &all])
-        .await
-        .map_err(|error| fault(node, &error))?;
-    if row.get(0) {
-        return Ok(Vec::new());
-    }
-    let role = quote_ident(&node.login.name);
+/// What the login needs of its own tables at a source; no row where nothing is installed yet (the file that installs is
+/// followed by the one that grants).
+const HOLDS_SOURCE: &str = "\
+    SELECT bool_and(has_schema_privilege($1::text::name, c.relnamespace, 'USAGE') \
+                    AND has_table_privilege($1::text::name, c.oid, 'SELECT') \
+                    AND (c.relname <> 'flow' OR has_column_privilege($1::text::name, c.oid, 'timeline', 'UPDATE'))), \
+           bool_and(pg_has_role(c.relowner, 'USAGE')) \
+    FROM pg_class c WHERE c.relnamespace = to_regnamespace('sitepair') AND c.relname IN ('flow', 'installed') \
+    HAVING count(*) > 0";
+
+/// Likewise at a target.
+const HOLDS_TARGET: &str = "\
+    SELECT bool_and(has_schema_privilege($1::text::name, c.relnamespace, 'USAGE') \
+                    AND CASE relkind WHEN 'S' THEN has_sequence_privilege($1::text::name, c.oid, 'USAGE') \
+                             ELSE has_table_privilege($1::text::name, c.oid, privilege) END), \
+           bool_and(pg_has_role(c.relowner, 'USAGE')) \
+    FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted (privilege) \
+    WHERE c.relnamespace = to_regnamespace('sitepair') AND c.relkind IN ('r', 'S') \
+      AND (c.relname NOT IN ('flow', 'installed') OR privilege = 'SELECT') \
+    HAVING count(*) > 0";
+
+/// Rights on what sitepair itself installed.
+async fn installed(node: &Node<'_>, sql: &str, file: File) -> Result<Vec<Missing>> {
+    let row = node.session.query_opt(sql, &[&node.login.name]).await.map_err(|error| fault(node, &error))?;
+    let Some(row) = row.filter(|row| !row.get::<_, bool>(0)) else { return Ok(Vec::new()) };
+    let text = file.render(&node.values())?;
+    let statements: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
     Ok(vec![Missing {
         subject: "schema sitepair".to_owned(),
         what: format!("{} may not use all of it", node.login.name),
-        grant: format!(
-            "GRANT USAGE ON SCHEMA sitepair TO {role}; GRANT {} ON ALL TABLES IN SCHEMA sitepair TO {role}; \
-             GRANT USAGE ON ALL SEQUENCES IN SCHEMA sitepair TO {role};",
-            privileges.join(", ")
-        ),
+        grant: statements.join(" "),
         file: Some(file),
         grantable: row.get(1),
     }])

@@ -10,6 +10,7 @@ use crate::postgres::session::{self, Session};
 use crate::postgres::sqlstate;
 
 use super::finding::Findings;
+use super::script::Values;
 
 /// Oldest and newest major version that is tested.
 const VERSIONS: std::ops::RangeInclusive<u32> = 15..=18;
@@ -62,6 +63,11 @@ impl<'a> Node<'a> {
         let server = Server::read(&session, session.version).await.map_err(|fault| fault.at(&site.name))?;
         let login = Login::read(&session, &site.postgres.user).await.map_err(|fault| fault.at(&site.name))?;
         Ok(Self { site, session, server, login })
+    }
+
+    /// What the placeholders in the files of `sql/` stand for here.
+    pub(super) fn values(&self) -> Values<'_> {
+        Values::from([("login", self.login.name.as_str()), ("database", self.server.database.as_str())])
     }
 
     /// The site's name.

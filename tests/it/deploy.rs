@@ -192,6 +192,34 @@ async fn a_second_deploy_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_right_that_was_taken_away_comes_back() {
+    let pair = Pair::with_table(ends()[0]);
+    pair.deployed().await;
+    let login = &pair.login;
+    pair.source
+        .sql(&format!("revoke update (timeline) on sitepair.flow from {login}; revoke select on account from {login}"));
+    pair.target.sql(&format!(
+        "revoke insert on sitepair.journal from {login}; revoke usage on sequence sitepair.journal_id_seq from {login}; \
+         revoke set on parameter session_replication_role from {login}; revoke delete on account from {login}"
+    ));
+    let report = pair.deployed().await;
+    let changed: Vec<&str> = report.changes.iter().map(|change| change.what.as_str()).collect();
+    let expected = [
+        "grant a right",
+        "run sql/31_target_grants.sql",
+        "run sql/32_target_server_grants.sql",
+        "grant a right",
+        "run sql/30_source_grants.sql",
+    ];
+    let mut sorted = changed.clone();
+    sorted.sort_unstable();
+    let mut wanted = expected.to_vec();
+    wanted.sort_unstable();
+    assert_eq!(sorted, wanted);
+    check_deployed(&pair).await;
+}
+
+#[tokio::test]
 async fn the_slot_carries_what_comes_after() {
     let pair = Pair::with_table(ends()[0]);
     pair.deployed().await;
@@ -306,6 +334,7 @@ async fn a_slot_that_is_read_is_not_dropped() {
             "proto_version=1",
         ])
         .args(["-o", &format!("publication_names={}", pair.object())])
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("pg_recvlogical runs");
