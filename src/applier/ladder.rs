@@ -177,6 +177,7 @@ impl Ladder {
             Ok(parks) => parks,
             Err(error) => self.without_culprits(&unit, Frame::Savepoint, error, &mut streaming.effects).await?,
         };
+        self.remember_parked(&parks);
         streaming.parked.extend(parks);
         streaming.counts.merge(&batch.counts);
         streaming.rows += batch.changes.len() as u64;
@@ -207,10 +208,21 @@ impl Ladder {
 
     /// The pieces written belong to a transaction that will never be whole.
     pub async fn abandon(&mut self) -> Result<()> {
-        if self.streaming.take().is_some() {
-            self.writer.target.batch("ROLLBACK").await?;
+        let Some(streaming) = self.streaming.take() else { return Ok(()) };
+        self.writer.target.batch("ROLLBACK").await?;
+        if !streaming.parked.is_empty() {
+            self.parked = Parked::load(&self.writer.target, &self.checkpoint.flow).await?;
+            self.writer.parked_tables = self.parked.tables();
         }
         Ok(())
+    }
+
+    /// What comes later must follow these (A6).
+    fn remember_parked(&mut self, rows: &[ParkedRow]) {
+        for park in rows {
+            self.parked.add(park);
+            self.writer.parked_tables.insert(park.table.clone());
+        }
     }
 
     fn effects(&self, next: Offset, as_of: Option<Lsn>) -> Effects {
@@ -405,6 +417,9 @@ impl Ladder {
         let (skips, _) = self.set_aside(unit, known)?;
         let mut found = Vec::new();
         for (number, stage) in unit.plan.stages.iter().enumerate() {
+            if !stage.truncate.is_empty() {
+                self.writer.empty(&stage.truncate, effects).await?;
+            }
             let tables = self.writer.tables(stage)?;
             for (at, (table, slots)) in tables.iter().zip(&stage.tables).enumerate() {
                 let view = View { changes: unit.changes, slots, table };
@@ -510,10 +525,7 @@ impl Ladder {
         self.checkpoint.updated_at_us = units::now_us();
         self.writer.displaced = self.writer.displaced && effects.horizon.is_before() || effects.displaced;
         self.writer.forget_collisions();
-        for park in &parked {
-            self.parked.add(park);
-            self.writer.parked_tables.insert(park.table.clone());
-        }
+        self.remember_parked(&parked);
         let transactions = u64::try_from(unit.transactions).unwrap_or_default();
         Ok(Done { checkpoint: self.checkpoint.clone(), parked, rows, transactions })
     }

@@ -13,7 +13,7 @@ use super::table::TargetColumn;
 use super::target::{Failure, Item};
 use super::write::{Check, Effects, View, Writer, cells, in_place};
 use crate::horizon::Conflict;
-use crate::model::TableName;
+use crate::model::{Code, Fault, TableName};
 use crate::postgres::sqlstate;
 
 impl Writer {
@@ -31,9 +31,20 @@ impl Writer {
         self.move_in(view, &chosen.moves, effects).await
     }
 
+    /// Makes the temporary tables. That locks the table's shape until the transaction ends; a column that was added
+    /// since the catalog was read would be lost with the rows that move.
     pub async fn prepare_move(&mut self, view: View<'_>) -> Result<(), Failure> {
-        let made = self.target.session.batch_execute(&view.table.prepare_move()).await;
-        made.map_err(|error| Failure::of(&error, &view.table.relation.table))
+        const STORED: &str = "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 \
+             AND NOT attisdropped AND attgenerated = ''";
+        let (table, name) = (view.table, &view.table.relation.table);
+        let failure = |error: tokio_postgres::Error| Failure::of(&error, name);
+        self.target.session.batch_execute(&table.prepare_move()).await.map_err(failure)?;
+        let counted = self.target.prepare(STORED).await.map_err(failure)?;
+        let counted: i64 = self.target.session.query_one(&counted, &[&table.sql]).await.map_err(failure)?.get(0);
+        if usize::try_from(counted) == Ok(table.stored.len()) {
+            return Ok(());
+        }
+        Err(Failure::Stale(Fault::new(Code::ShapeMismatch, format!("table {name}: its columns are changing"))))
     }
 
     /// Takes out the rows that the moves build on.

@@ -16,8 +16,6 @@ pub(super) struct Ways {
     pub heir: Heir,
     /// Rows of this table collided: move all of them.
     pub colliding: bool,
-    /// The target has columns of its own, which a key change must carry over.
-    pub own_columns: bool,
 }
 
 /// Slots by the way they are written. Order of execution: moves out, deletes, upserts, partials, moves in.
@@ -60,7 +58,8 @@ pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> S
         let must_move = match origin {
             Origin::Here => false,
             Origin::New => !whole,
-            Origin::Moved(_) => !whole || ways.own_columns,
+            // The target's own columns follow the row too.
+            Origin::Moved(_) => true,
         };
         if must_move || ways.colliding {
             chosen.moves.push(Move { slot: number, base, partial: !whole });

@@ -192,17 +192,18 @@ impl Table {
         let conflicts =
             join(conflicts.map(|(n, (term, operator))| format!("{term} {operator} sitepair_w.sitepair_x{n}")), " AND ");
         let predicate = index.predicate.clone().unwrap_or_else(|| "true".to_owned());
-        let name = &self.relation.table;
+        let schema = quote_literal(&self.relation.table.schema);
+        let name = quote_literal(&self.relation.table.name);
         format!(
             "WITH sitepair_gone AS (DELETE FROM {} AS sitepair_t USING \
              (SELECT {terms} FROM {FINAL} WHERE {predicate}) AS sitepair_w WHERE {conflicts} AND ({predicate}) \
-             RETURNING {} AS key, sitepair_t::text AS whole_row) \
+             RETURNING {} AS key, sitepair_t::text AS whole_row), sitepair_noted AS (\
+             INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, reason) \
+             SELECT $1, $2, {schema}, {name}, 'displaced', key, 'another row needs its unique value' FROM sitepair_gone) \
              INSERT INTO sitepair.displaced (flow, next_offset, scope, table_schema, table_name, key, whole_row) \
-             SELECT $1, $2, $3, {}, {}, key, whole_row FROM sitepair_gone",
+             SELECT $1, $2, $3, {schema}, {name}, key, whole_row FROM sitepair_gone",
             self.sql,
             self.key_json("sitepair_t"),
-            quote_literal(&name.schema),
-            quote_literal(&name.name)
         )
     }
 

@@ -60,8 +60,6 @@ pub(super) struct Table {
     pub columns: Vec<TargetColumn>,
     /// All columns of the target that can be inserted, quoted, in its order.
     pub stored: Vec<String>,
-    /// It has stored columns that are not replicated.
-    pub own_columns: bool,
     /// An identity column is GENERATED ALWAYS.
     pub overriding: bool,
     pub others: Vec<OtherIndex>,
@@ -200,13 +198,11 @@ impl Catalog {
         let columns: Vec<TargetColumn> = columns.collect();
         let stored: Vec<&CatalogColumn> =
             found.columns.iter().filter(|column| column.generation != Generation::Computed).collect();
-        let replicated: HashSet<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
         let others = self.indexes.get(&found.oid).into_iter().flatten();
         Ok(Table {
             relation: Arc::clone(relation),
             sql,
             columns,
-            own_columns: stored.iter().any(|column| !replicated.contains(column.name.as_str())),
             overriding: stored.iter().any(|column| column.generation == Generation::IdentityAlways),
             stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
             others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),

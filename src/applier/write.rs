@@ -161,11 +161,7 @@ impl Writer {
 
     /// How a table's rows are written now.
     pub fn ways(&self, table: &Table, effects: &Effects) -> Ways {
-        Ways {
-            heir: effects.horizon.heir(),
-            colliding: self.colliding.contains_key(&table.relation.table),
-            own_columns: table.own_columns,
-        }
+        Ways { heir: effects.horizon.heir(), colliding: self.colliding.contains_key(&table.relation.table) }
     }
 
     async fn stage(
@@ -266,7 +262,7 @@ impl Writer {
     }
 
     /// A TRUNCATE, as the rules of its tables want it.
-    async fn empty(&mut self, relations: &[Arc<Relation>], effects: &mut Effects) -> Result<(), Failure> {
+    pub async fn empty(&mut self, relations: &[Arc<Relation>], effects: &mut Effects) -> Result<(), Failure> {
         let mut tables = Vec::new();
         for relation in relations {
             match (self.truncate)(&relation.table) {

@@ -154,6 +154,13 @@ async fn the_targets_tables_may_change_while_it_runs() {
         wait(4).await;
         pair.assert_equal();
         assert_eq!(pair.target.sql("select own from t where id = 10"), "8");
+        // Only at the target, so that no record tells of it.
+        pair.target.sql("alter table t add column late int default 1; update t set late = 5 where id = 2");
+        pair.source.sql("update t set id = 20 where id = 2");
+        pair.pull().await;
+        wait(5).await;
+        pair.assert_equal();
+        assert_eq!(pair.target.sql("select late from t where id = 20"), "5");
         stop_it.send(true).unwrap();
         running.await.unwrap().unwrap();
     }

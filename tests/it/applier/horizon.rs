@@ -129,5 +129,9 @@ async fn what_can_not_be_put_back_at_the_horizon_is_parked() {
             "restore|[\"9\"]|(9,5,\"in the way\",)|23505"
         );
         assert_eq!(pair.target.sql("select status from sitepair.journal order by id desc limit 1"), "parked");
+        assert_eq!(
+            pair.target.sql("select string_agg(what, ' ' order by id) from sitepair.journal_operation"),
+            "displaced parked"
+        );
     }
 }

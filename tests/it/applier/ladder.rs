@@ -124,3 +124,32 @@ async fn a_transaction_in_pieces_parks_too() {
         pair.assert_journal();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_parked_by_an_earlier_piece_stays_parked() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        (pair.bounds.rows, pair.part_changes, pair.on_error) = (10, 4, OnError::Park);
+        pair.source.sql(
+            "begin; insert into t select g, g, case when g = 3 then 'bad' else 'v' end from generate_series(1, 30) g; \
+             update t set v = 'good' where id = 3; commit",
+        );
+        pair.pull().await;
+        assert_eq!(pair.apply().await.parked, 2);
+        assert_eq!(pair.target.sql("select count(*), count(*) filter (where id = 3) from t"), "29|0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_culprit_after_a_truncate_is_the_only_one() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        pair.on_error = OnError::Park;
+        pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'b')");
+        pair.sync().await;
+        pair.source.sql("begin; truncate t; insert into t values (11, 1, 'a'), (12, 2, 'b'), (13, 3, 'bad'); commit");
+        pair.pull().await;
+        assert_eq!(pair.apply().await.parked, 1);
+        assert_eq!(pair.target.sql("select string_agg(id::text, ' ' order by id) from t"), "11 12");
+    }
+}
