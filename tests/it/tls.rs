@@ -389,6 +389,7 @@ async fn the_next_host_is_tried_when_one_is_away_but_not_when_it_refuses() {
     assert!(away.what.contains(&closed.to_string()), "{away}");
     let refused = connect(format!("{two} user=unknown port={open},{closed}")).await.unwrap_err();
     assert_eq!(refused.code, Code::BadCredentials, "{refused}");
+    assert!(!refused.what.contains(&closed.to_string()), "{refused}");
     let unknown = connect("host=no.such.host.invalid user=postgres".into()).await.unwrap_err();
     assert_eq!(unknown.code, Code::Unreachable, "{unknown}");
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
