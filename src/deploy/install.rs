@@ -17,7 +17,7 @@ use super::emptiness;
 use super::plan::{self, FlowPlan};
 use super::server::Node;
 use super::slot;
-use super::step::{End, Step};
+use super::step::{self, End, Step};
 
 /// How the source's sessions are called.
 const APPLICATION: &str = "sitepair deploy";
@@ -27,11 +27,24 @@ pub(super) async fn run(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Resul
     for step in &plan.steps {
         failpoint::pass(failpoint::DEPLOY_STEP);
         let change = step.change(plan.flow);
-        step_once(plan, step, timeout).await.map_err(|fault| fault.at(&change.site))?;
+        if let Err(fault) = step_once(plan, step, timeout).await {
+            return Err(with_holders(plan, fault, &change.what).await.at(&change.site));
+        }
         tracing::info!(flow = %plan.flow, site = %change.site, "{}", change.what);
     }
     failpoint::pass(failpoint::DEPLOY_STEP);
     Ok(())
+}
+
+/// A lock that was not had in time, with those who hold it.
+async fn with_holders(plan: &FlowPlan<'_>, fault: Fault, what: &str) -> Fault {
+    let (Code::Contention, Some(source)) = (fault.code, plan.source) else { return fault };
+    let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
+    match slot::lock_holders(&source.session, &oids).await {
+        Ok(holders) if !holders.is_empty() => slot::timed_out(what, &holders.join(" | ")),
+        // The holder is gone, or the session is: the first fault says what happened.
+        Ok(_) | Err(_) => fault,
+    }
 }
 
 async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) -> Result<()> {
@@ -48,6 +61,7 @@ async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) 
             let entering = flow::entering(&node(plan, End::Source)?.session, plan.flow).await?;
             settle(plan, tables, entering, timeout).await
         }
+        Step::Filters { filters } => flow::set_filters(&node(plan, End::Source)?.session, plan.flow, filters).await,
         Step::Start { .. } => start(plan, timeout).await,
     }
 }
@@ -79,6 +93,7 @@ async fn start(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Result<()> {
     let object = plan.flow.object();
     let mut identity = identity(plan, source).await?;
     flow::begin(&source.session, &identity).await?;
+    flow::set_filters(&source.session, plan.flow, &step::filters(&plan.selected)).await?;
     failpoint::pass(failpoint::DEPLOY_STEP);
     slot::drop_slot(source, &object).await?;
     let mut replication = Replication::connect(&source.site.postgres, APPLICATION).await?;

@@ -89,6 +89,11 @@ async fn install_all(
     nodes: &BTreeMap<String, Node<'_>>,
     timeout: Option<Duration>,
 ) -> Result<Report> {
+    if let Some(timeout) = timeout {
+        for node in nodes.values() {
+            node.bound_locks(timeout).await?;
+        }
+    }
     let plans = survey(pipeline, nodes).await?;
     let mut report = Report::default();
     for plan in &plans {

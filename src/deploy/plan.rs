@@ -22,7 +22,7 @@ use super::rights::{self, Missing};
 use super::script::{self, File};
 use super::server::{self, Node};
 use super::slot;
-use super::step::{End, Step};
+use super::step::{self, End, Step};
 use super::tables::{self, Pair};
 
 /// What the tables of a flow were found to be.
@@ -210,6 +210,7 @@ async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, f
                 restart_if_empty(plan, source, identity, at, found).await?;
             }
             alter_running(plan, source, &difference, found).await?;
+            compare_filters(plan, source, found).await?;
             if !at.entering.tables.is_empty() {
                 let named = |each: &&Selected| at.entering.tables.contains(&each.table.table.to_string());
                 let tables = plan.selected.iter().filter(named).map(|each| each.table.table.clone()).collect();
@@ -321,6 +322,36 @@ async fn alter_running(
         let list = publication::list(entering.iter().copied());
         let statements = vec![format!("ALTER PUBLICATION {} ADD TABLE {list};", quote_ident(&object))];
         plan.steps.push(Step::Enter { tables: difference.add.clone(), statements });
+    }
+    Ok(())
+}
+
+/// A row filter that changed under a deployed flow.
+async fn compare_filters(plan: &mut FlowPlan<'_>, source: &Node<'_>, found: &mut Findings<'_>) -> Result<()> {
+    let noted = flow::filters(&source.session, plan.flow).await.map_err(|fault| fault.at(source.name()))?;
+    let filters = step::filters(&plan.selected);
+    for each in &plan.selected {
+        let table = each.table.table.to_string();
+        let (before, now) = (noted.get(&table), filters.get(&table));
+        // A table that joins the flow now has no filter of before.
+        if before != now
+            && !plan
+                .steps
+                .iter()
+                .any(|step| matches!(step, Step::Enter { tables, .. } if tables.contains(&each.table.table)))
+        {
+            let text =
+                |filter: Option<&String>| filter.map_or("every row".to_owned(), |sql| format!("rows with {sql}"));
+            let what = format!(
+                "its row filter lets {} cross, {} before: rows that are there and match only now are not copied",
+                text(now),
+                text(before)
+            );
+            found.warning(table, what, "update such rows at the source without changing them, and they cross");
+        }
+    }
+    if noted != filters {
+        plan.steps.push(Step::Filters { filters });
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::rights;
 use super::script::{self, File};
 use super::server::Node;
 use super::slot;
-use super::step::{End, Step};
+use super::step::{self, End, Step};
 
 /// What the script opens with.
 pub(super) fn head(pipeline: &Pipeline) -> String {
@@ -137,10 +137,12 @@ SELECT lsn AS start_lsn FROM {call} \\gset
 \\else
 \\set target_held {not_looked_at}
 \\endif
+{filters}
 UPDATE sitepair.flow SET start_lsn = :'start_lsn', held_rows = {held} || :'target_held'::text[] WHERE flow = {flow};
 \\endif
 ",
         plain = plan.flow,
+        filters = step::set_filters_sql(plan.flow, &step::filters(&plan.selected)),
         create = publication::create_sql(&object, &plan.selected),
         pipeline = quote_literal(&plan.flow.pipeline),
         from = quote_literal(&plan.flow.from),

@@ -1,5 +1,7 @@
 //! One site's server, database and login: what they are, and what about them stands in the way.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use crate::config::{ConnInfo, Site, SslMode, Wal};
@@ -68,6 +70,12 @@ impl<'a> Node<'a> {
     /// What the placeholders in the files of `sql/` stand for here.
     pub(super) fn values(&self) -> Values<'_> {
         Values::from([("login", self.login.name.as_str()), ("database", self.server.database.as_str())])
+    }
+
+    /// From now on no statement of the session waits longer for a lock.
+    pub(super) async fn bound_locks(&self, timeout: Duration) -> Result<()> {
+        let sql = format!("SET lock_timeout = {}", timeout.as_millis().clamp(1, i32::MAX as u128));
+        self.session.batch_execute(&sql).await.map_err(|error| sqlstate::fault(&error).at(self.name()))
     }
 
     /// The site's name.

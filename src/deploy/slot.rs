@@ -68,6 +68,22 @@ async fn in_the_way(client: &Client, xmax: u64) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Sessions that hold a lock on one of the tables under which no publication can be altered (PostgreSQL manual, section
+/// 13.3.1: what conflicts with SHARE UPDATE EXCLUSIVE).
+pub(super) async fn lock_holders(client: &Client, tables: &[u32]) -> Result<Vec<String>> {
+    let sql = "SELECT format('pid %s, user %s, application %s, in a transaction since %s, holds %s on %s', l.pid, \
+                      coalesce(a.usename, '?'), coalesce(nullif(a.application_name, ''), '-'), \
+                      coalesce(to_char(a.xact_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?'), l.mode, l.relation::regclass) \
+               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+               WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY ($1) AND l.pid <> pg_backend_pid() \
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                 AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+                                'AccessExclusiveLock') ORDER BY l.pid";
+    let tables: Vec<u32> = tables.to_vec();
+    let rows = client.query(sql, &[&tables]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Names the first few.
 fn names(sessions: &[String]) -> String {
     let more = sessions.len().saturating_sub(NAMED_SESSIONS);
@@ -109,7 +125,8 @@ pub(super) async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration
     }
 }
 
-fn timed_out(what: &str, sessions: &str) -> Fault {
+/// What a deploy that waited too long ends with.
+pub(super) fn timed_out(what: &str, sessions: &str) -> Fault {
     Fault::new(Code::Timeout, format!("{what} waits behind: {sessions}"))
         .remedy("end those transactions or raise --timeout, and run `sitepair deploy` again")
 }

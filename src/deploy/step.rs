@@ -1,7 +1,10 @@
 //! What a deploy does, one step at a time: `plan` shows the same steps that `deploy` runs.
 
+use std::collections::BTreeMap;
+
 use crate::model::names::quote_literal;
 use crate::model::{FlowName, TableName};
+use crate::rules::Selected;
 
 use super::finding::Change;
 use super::script::File;
@@ -58,6 +61,11 @@ pub(super) enum Step {
         /// The tables.
         tables: Vec<TableName>,
     },
+    /// Notes the row filters, where one changed.
+    Filters {
+        /// SQL by table.
+        filters: BTreeMap<String, String>,
+    },
     /// Makes the slot, checks emptiness in its snapshot, and notes the flow.
     Start {
         /// The source's version, as `server_version_num`.
@@ -90,6 +98,9 @@ impl Step {
             Step::Settle { tables } => {
                 (flow.from.clone(), format!("finish adding {} to publication {object}", names(tables)), String::new())
             }
+            Step::Filters { filters } => {
+                (flow.from.clone(), "note the row filters".to_owned(), set_filters_sql(flow, filters))
+            }
             Step::Start { version, replace } => {
                 let again = if *replace { " anew" } else { "" };
                 (
@@ -101,4 +112,16 @@ impl Step {
         };
         Change { site, what, sql }
     }
+}
+
+/// The row filters as `sitepair.flow` notes them.
+pub(super) fn filters(selected: &[Selected]) -> BTreeMap<String, String> {
+    let noted = |each: &Selected| Some((each.table.table.to_string(), each.filter.as_ref()?.sql()));
+    selected.iter().filter_map(noted).collect()
+}
+
+/// The statement that notes them.
+pub(super) fn set_filters_sql(flow: &FlowName, filters: &BTreeMap<String, String>) -> String {
+    let json = quote_literal(&serde_json::json!(filters).to_string());
+    format!("UPDATE sitepair.flow SET filters = {json} WHERE flow = {};", quote_literal(&flow.to_string()))
 }

@@ -1,5 +1,7 @@
 //! `sitepair.flow` at the source: what `deploy` noted about each flow that starts there (P0).
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{Client, Row};
 
 use crate::model::record::{FlowIdentity, Genesis};
@@ -134,6 +136,27 @@ pub async fn write(client: &Client, identity: &FlowIdentity) -> Result<()> {
         0 => Err(Fault::new(Code::NotDeployed, format!("flow {flow}: another deploy replaced this one"))),
         _ => Ok(()),
     }
+}
+
+/// The row filters that the last deploy noted: SQL by `schema.table`, for tables that have one.
+///
+/// # Errors
+/// What the server says.
+pub async fn filters(client: &Client, name: &FlowName) -> Result<BTreeMap<String, String>> {
+    let sql = "SELECT filters::text FROM sitepair.flow WHERE flow = $1";
+    let row = client.query_one(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    serde_json::from_str(row.get(0)).map_err(|_| damaged("filters"))
+}
+
+/// Replaces what [`filters`] returns.
+///
+/// # Errors
+/// What the server says.
+pub async fn set_filters(client: &Client, name: &FlowName, filters: &BTreeMap<String, String>) -> Result<()> {
+    let json = serde_json::json!(filters).to_string();
+    let sql = "UPDATE sitepair.flow SET filters = $2::text::jsonb WHERE flow = $1";
+    let noted = client.execute(sql, &[&name.to_string(), &json]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
 /// Forgets the flow.

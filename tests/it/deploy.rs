@@ -269,6 +269,13 @@ where = "id > 10""#
     };
     assert_eq!((may("name").as_str(), may("status").as_str()), ("t", "f"), "least privilege");
     check_deployed(&pair).await;
+
+    pair.tables = pair.tables.replace("id > 10", "id > 5");
+    let report = pair.plan().await;
+    assert!(found(&report, ("a", Severity::Warning, "match only now are not copied")).is_some(), "{}", show(&report));
+    assert_eq!(pair.deployed().await.changes.len(), 1, "noted");
+    assert_eq!(found(&pair.plan().await, ("a", Severity::Warning, "match only now")), None);
+    check_deployed(&pair).await;
 }
 
 #[tokio::test]
@@ -537,7 +544,23 @@ async fn a_deploy_names_what_it_waits_behind() {
     assert!(!fault.what.contains("create table"), "query texts may hold secrets: {fault}");
     assert_eq!(pair.slots(), "0", "the attempt was taken back");
     open.end("commit");
-    pair.source.sql("rollback prepared 'a prepared one'");
+    pair.source.sql("rollback prepared 'a prepared one'; drop publication sitepair_t9002_a_b");
+    let mut open = Background::open(&pair.source);
+    open.say("begin; alter table account add gone int; select pg_current_xact_id()");
+    await_transaction(&pair.source);
+    let fault = deploy_within(&pair, Duration::from_secs(1)).await.expect_err("a lock is in the way");
+    assert!(matches!(fault.code, Code::Timeout | Code::Contention), "{fault}");
+    open.end("rollback");
+    let mut open = Background::open(&pair.source);
+    open.say("begin; lock table account in share row exclusive mode; select pg_current_xact_id()");
+    await_transaction(&pair.source);
+    let fault = deploy_within(&pair, Duration::from_secs(1)).await.expect_err("a lock is in the way");
+    assert_eq!(fault.code, Code::Timeout, "{fault}");
+    assert!(
+        fault.what.contains("application psql") && fault.what.contains("holds ShareRowExclusiveLock on public.account"),
+        "{fault}"
+    );
+    open.end("rollback");
     pair.deployed().await;
     check_deployed(&pair).await;
     a_new_table_joins(pair).await;
