@@ -136,6 +136,7 @@ impl Table {
             "DROP TABLE IF EXISTS {MOVED}, {FINAL}; \
              CREATE TEMPORARY TABLE sitepair_moved ON COMMIT DROP AS \
              SELECT 0::int8 AS sitepair_nr, {stored} FROM {sql} WITH NO DATA; \
+             CREATE INDEX ON {MOVED} (sitepair_nr); \
              CREATE TEMPORARY TABLE sitepair_final ON COMMIT DROP AS \
              SELECT 0::int8 AS sitepair_nr, false AS sitepair_based, {stored} FROM {sql} WITH NO DATA"
         )
