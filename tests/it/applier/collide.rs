@@ -42,20 +42,22 @@ async fn exclusion_constraints_and_partial_and_expression_indexes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_larger_than_a_group_may_collide_with_itself() {
     for version in versions() {
-        let mut pair = Pair::new(version, UNIQUE).await;
+        // Checked at the end of the statement at the source, row by row at the target: each piece takes a value that
+        // only the next one frees.
+        let mut pair = Pair::with(version, &UNIQUE.replace("unique", "unique deferrable"), UNIQUE).await;
         (pair.bounds.rows, pair.part_changes) = (10, 4);
         pair.source.sql("insert into t select g, g, repeat('b', 5000) from generate_series(1, 40) g");
         let state = pair.sync().await;
         assert_eq!((state.transactions, state.rows), (1, 40));
-        // Each piece takes values of rows that only a later piece changes; each row is updated twice.
-        pair.source.sql("begin; update t set u = -u; update t set u = 41 + u; commit");
+        pair.source.sql("update t set u = u + 1");
         let state = pair.sync().await;
-        assert_eq!((state.groups, state.rows), (1, 80));
+        assert_eq!((state.groups, state.rows), (1, 40));
         pair.assert_journal();
         assert_eq!(pair.target.sql("select count(*) from sitepair.displaced"), "0");
+        assert_ne!(pair.target.sql("select count(*) from sitepair.journal_operation where what = 'displaced'"), "0");
         assert_eq!(
             pair.target.sql("select transactions, rows, status from sitepair.journal order by id desc limit 1"),
-            "1|80|applied"
+            "1|40|applied"
         );
     }
 }
