@@ -6,7 +6,7 @@
 //!                (plans group N+1)                                          (bounded)          (executes group N)
 //! ```
 //! Reading order: [`chain`] (is this the flow's topic, which transactions are whole), [`reduce`] (a group's final state per
-//! key), [`feed`] (how large a group is), [`table`] and [`statement`] (how a final state is written), [`write`] and
+//! key), [`feed`] (how large a group is), [`table`] and [`statement`] (how a final state is written), [`mod@write`] and
 //! [`relocate`] (the two ways to write), [`ladder`] (what happens to a group that fails), [`checkpoint`].
 
 use std::sync::Arc;

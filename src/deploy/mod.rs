@@ -1,7 +1,7 @@
 //! F4: preflight, install, remove.
 //!
-//! [`plan`] looks at both sites and says what stands in the way ([`Finding`]) and what [`deploy`] would change
-//! ([`Change`]); [`deploy`] makes the same survey and runs the same steps, so the two can't differ. Everything is
+//! [`plan()`] looks at both sites and says what stands in the way ([`Finding`]) and what [`deploy()`] would change
+//! ([`Change`]); [`deploy()`] makes the same survey and runs the same steps, so the two can't differ. Everything is
 //! repeatable: a second deploy finds nothing to do, and one that was killed is finished by the next.
 //!
 //! ```text
@@ -110,7 +110,7 @@ async fn install_all(
     Ok(report)
 }
 
-/// Removes what [`deploy`] installed, at all sites or only one: origin and checkpoint, slot, publication and the flow's
+/// Removes what [`deploy()`] installed, at all sites or only one: origin and checkpoint, slot, publication and the flow's
 /// row, and the schema once nothing in it is needed. Journal and parked operations go only with `yes`; without it they
 /// and the schema stay. Rights that the login was granted stay. Repeatable.
 ///
@@ -168,7 +168,7 @@ pub async fn holds_history(pipeline: &Pipeline, only: Option<&str>) -> Result<bo
     Ok(false)
 }
 
-/// A psql script that does what [`deploy`] does, for a DBA to read and run.
+/// A psql script that does what [`deploy()`] does, for a DBA to read and run.
 ///
 /// # Errors
 /// What a connection or a query says; `Blocked` when the rules select no tables that could be published.

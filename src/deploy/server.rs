@@ -351,7 +351,7 @@ pub(super) async fn check_others(
     }
     if source {
         let sql = "SELECT roname FROM pg_replication_origin WHERE NOT starts_with(roname, $1) AND roname !~ '^pg_[0-9]' ORDER BY 1";
-        for row in node.session.query(sql, &[&flow.origin_prefix()]).await.map_err(fault)? {
+        for row in node.session.query(sql, &[&format!("sitepair_{}_", flow.pipeline)]).await.map_err(fault)? {
             let name: String = row.get(0);
             let what = "is not of this pipeline; what comes by it is replicated like local data";
             found.info(

@@ -87,9 +87,6 @@ codes! {
     /// A deadlock, lock timeout or serialization failure; the transaction is tried again.
     Contention = "contention", Transient, "nothing, it is tried again; if it lasts, look for long transactions at the site";
 
-    /// The walsender ended with an error of its own; three identical ones in a row are no accident (P7).
-    WalsenderFailed = "walsender-failed", Transient, "look at the source's log; it is tried again twice";
-
     /// The server refused the login.
     BadCredentials = "bad-credentials", Failed, "check user, password_file and pg_hba.conf";
     /// TLS could not be set up as sslmode asks.

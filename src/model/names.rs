@@ -1,5 +1,6 @@
 //! Names of tables, flows and what a flow installs, and their quoting.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// A table's schema and name, unquoted, as the catalog has them.
@@ -63,9 +64,13 @@ impl FlowName {
         format!("sitepair_{self}")
     }
 
-    /// What the names of all origins of this pipeline start with; the reader drops transactions of these (O1).
-    pub fn origin_prefix(&self) -> String {
-        format!("sitepair_{}_", self.pipeline)
+    /// The origins under which this pipeline's changes arrive at the site that this flow leaves, each with the site that it
+    /// comes from; the reader drops their transactions (O1). Whole names, since a prefix would also take in the origins of
+    /// a pipeline whose name begins like this one's.
+    pub fn own_origins<'s>(&self, sites: impl IntoIterator<Item = &'s str>) -> BTreeMap<String, String> {
+        let arriving = |site: &str| FlowName { from: site.to_owned(), to: self.from.clone(), ..self.clone() };
+        let others = sites.into_iter().filter(|site| *site != self.from);
+        others.map(|site| (arriving(site).object(), site.to_owned())).collect()
     }
 }
 
@@ -120,6 +125,9 @@ mod tests {
     fn a_flow_names_its_objects() {
         let flow = FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() };
         assert_eq!(flow.object(), "sitepair_mssp_helsinki_oulu");
+        let origins = flow.own_origins(["helsinki", "oulu", "turku"]);
+        let expected = [("sitepair_mssp_oulu_helsinki", "oulu"), ("sitepair_mssp_turku_helsinki", "turku")];
+        assert!(origins.iter().map(|(name, site)| (name.as_str(), site.as_str())).eq(expected), "{origins:?}");
         let lane = FlowName { lane: Some("night".into()), ..flow };
         assert_eq!(lane.to_string(), "mssp_night_helsinki_oulu");
     }

@@ -108,6 +108,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
         lookup: Arc::new(beside),
         selected,
         identity: deployed,
+        own_origins: flow.own_origins(pipeline.sites.keys().map(String::as_str)),
         confirmed,
         max_row_bytes: u64::MAX,
         heartbeat_interval: NO_HEARTBEAT,

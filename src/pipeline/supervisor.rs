@@ -84,7 +84,7 @@ where
         }
         repeated = Some(count(repeated, &fault));
         if let Some((fault, times)) = &repeated
-            && fault.code == Code::WalsenderFailed
+            && fault.code == Code::DecodeFailed
             && *times >= POISON_AFTER
         {
             return Err(Fault::new(Code::PoisonWal, format!("{} ({times} times)", fault.what)));
@@ -157,7 +157,7 @@ mod tests {
             let (made, result) = attempts(code, long).await;
             assert_eq!((made, result.map_err(|fault| fault.code)), (1, Err(code)));
         }
-        let (made, result) = attempts(Code::WalsenderFailed, long).await;
+        let (made, result) = attempts(Code::DecodeFailed, long).await;
         assert_eq!((made, result.map_err(|fault| fault.code)), (3, Err(Code::PoisonWal)), "P7");
     }
 }

@@ -9,7 +9,7 @@
 //! and whole, in commit order; what is in memory is bounded by [`appends::ROOM_BYTES`], one batch of messages, one part
 //! and one row. While an append or a fetch is waited for, status goes on, so a slow topic is not taken for a dead reader.
 //!
-//! A reader never reconnects: on any fault [`run`] returns, and a fresh call goes on where the topic's durable end says.
+//! A reader never reconnects: on any fault [`run()`] returns, and a fresh call goes on where the topic's durable end says.
 
 mod appends;
 mod table;

@@ -1,5 +1,6 @@
 //! What a reader is given, and what it tells.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub trait Lookup: Send + Sync {
     fn heartbeat(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// What [`super::run`] works with.
+/// What [`super::run()`] works with.
 pub struct ReaderParts<S, W, L> {
     /// The started stream.
     pub source: S,
@@ -47,6 +48,9 @@ pub struct ReaderParts<S, W, L> {
     pub selected: Vec<Selected>,
     /// What `deploy` noted.
     pub identity: FlowIdentity,
+    /// Origins whose transactions are this pipeline's own and don't travel back, each with its site
+    /// ([`crate::model::FlowName::own_origins`]).
+    pub own_origins: BTreeMap<String, String>,
     /// The slot's `confirmed_flush_lsn` before the stream was started.
     pub confirmed: Lsn,
     /// A row larger than this (text form, bytes) stops the flow.

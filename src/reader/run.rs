@@ -39,7 +39,9 @@ where
     W: TopicWriter + 'static,
     L: Lookup + 'static,
 {
-    let ReaderParts { source, topic, writer, lookup, selected, identity, confirmed, max_row_bytes, .. } = parts;
+    let ReaderParts {
+        source, topic, writer, lookup, selected, identity, own_origins, confirmed, max_row_bytes, ..
+    } = parts;
     let begin = start(topic.tail().end_lsn, confirmed, &identity)?;
     let (Start::Genesis(tail) | Start::GoOn(tail)) = begin;
     let (way, durable, work) = appends(topic, tail);
@@ -54,12 +56,12 @@ where
         let genesis = Progress { flow_id, writer, prev_end_lsn: at, end_lsn: at, genesis };
         outlet.push(encode_progress(&genesis)).await?;
     }
-    let mut translator = Translator::new(lookup, identity.name, selected, prefix, max_row_bytes, tail);
+    let mut translator = Translator::new(lookup, (identity.name, own_origins), selected, prefix, max_row_bytes, tail);
     tracing::info!(%tail, %confirmed, "reading");
     match read(&mut translator, &mut outlet).await {
         Err(fault) if fault.code == Code::Interrupted && *outlet.stop.borrow() => {}
         // Three of these at one position end the flow (P7), so the fault says where the stream stood.
-        Err(fault) if matches!(fault.code, Code::WalsenderFailed | Code::DecodeFailed) => {
+        Err(fault) if fault.code == Code::DecodeFailed => {
             return Err(fault.at(format!("after {}", outlet.committed)));
         }
         ended => ended?,

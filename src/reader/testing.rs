@@ -267,6 +267,7 @@ impl Rig {
             lookup: Arc::new(Rows(self.seen.clone())),
             selected: self.selected.clone(),
             identity: self.identity.clone(),
+            own_origins: self.identity.name.own_origins(["b", "c"]),
             confirmed: self.confirmed,
             max_row_bytes: self.max_row_bytes,
             heartbeat_interval: Duration::from_secs(10),

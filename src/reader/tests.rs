@@ -424,7 +424,7 @@ async fn faults_of_the_parts_end_the_reader_as_they_are() {
     // Three alike at one position end the flow, so each says where it was (P7).
     let rig = Rig::new();
     let steps = || [Step::Messages(tx(200, vec![insert(1, "1|-|-")])), Step::UntilDurable(Lsn(210))];
-    let failed = || Step::Fail(Fault::new(Code::WalsenderFailed, "invalid memory alloc request size"));
+    let failed = || Step::Fail(Fault::new(Code::DecodeFailed, "invalid memory alloc request size"));
     let first = run_for(&rig, 60, steps().into_iter().chain([failed()]).collect()).await.unwrap_err();
     let second = run_for(&rig, 60, vec![failed()]).await.unwrap_err();
     assert_eq!(first, second);

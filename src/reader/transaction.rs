@@ -40,6 +40,8 @@ struct Open {
 pub struct Translator<L> {
     lookup: Arc<L>,
     flow: FlowName,
+    /// Origins of this pipeline, with their sites.
+    own_origins: BTreeMap<String, String>,
     selected: HashMap<TableName, Selected>,
     tables: HashMap<u32, Known>,
     types: HashMap<u32, String>,
@@ -55,7 +57,7 @@ impl<L: Lookup> Translator<L> {
     /// For a flow whose topic reaches `tail`.
     pub fn new(
         lookup: Arc<L>,
-        flow: FlowName,
+        (flow, own_origins): (FlowName, BTreeMap<String, String>),
         selected: Vec<Selected>,
         writer: Writer,
         max_row_bytes: u64,
@@ -65,6 +67,7 @@ impl<L: Lookup> Translator<L> {
         Self {
             lookup,
             flow,
+            own_origins,
             selected,
             tables: HashMap::new(),
             types: HashMap::new(),
@@ -126,10 +129,8 @@ impl<L: Lookup> Translator<L> {
 
     fn origin(&mut self, name: &str, origin_lsn: Lsn) -> Result<()> {
         let open = self.open.as_mut().ok_or_else(|| bad("an origin outside of a transaction"))?;
-        if let Some(rest) = name.strip_prefix(&self.flow.origin_prefix()) {
-            // An origin here is named for a flow that ends here: `[<lane>_]<from>_<here>`.
-            let site = rest.strip_suffix(&format!("_{}", self.flow.from)).unwrap_or(rest);
-            open.origin = Some((site.to_owned(), origin_lsn));
+        if let Some(site) = self.own_origins.get(name) {
+            open.origin = Some((site.clone(), origin_lsn));
             open.fate = Fate::Own;
         }
         Ok(())

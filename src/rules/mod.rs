@@ -1,6 +1,6 @@
 //! F2: which tables, columns and rows cross. Pure.
 //!
-//! Rules are resolved against the source's catalog once, at start: [`select`] gives each table with the columns, key and
+//! Rules are resolved against the source's catalog once, at start: [`select()`] gives each table with the columns, key and
 //! row filter that hold for it, or every problem there is. The filter then decides row by row ([`BoundFilter::verdict`]).
 
 mod filter;

@@ -101,6 +101,7 @@ impl Flow {
             lookup: Arc::new(session),
             selected,
             identity: self.identity.clone(),
+            own_origins: self.identity.name.own_origins(["a", "b"]),
             confirmed,
             max_row_bytes: 1 << 30,
             heartbeat_interval: Duration::from_secs(1),
