@@ -255,6 +255,7 @@ const SITES: &[Case] = &[
         ("a", Info, "origin other_DB is not of this pipeline"),
         "SELECT pg_replication_origin_drop('other_DB');",
     ),
+    told(("", "revoke connect on database DB from public"), ("b", Blocking, "connection WHO@127.0.0.1"), ""),
     case(
         (
             "",
