@@ -87,7 +87,7 @@ fn column<'a>(tables: &'a [CatalogTable], name: &str) -> &'a CatalogColumn {
 }
 
 #[tokio::test]
-async fn types_collations_and_generation() {
+async fn types_and_labels() {
     for (version, _) in versions() {
         let database = database(*version, 0);
         database.sql(SCHEMA);
@@ -132,6 +132,16 @@ async fn types_collations_and_generation() {
                 (mood, &labels.map(String::from)[..])
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn arrays_nulls_collations_and_generation() {
+    for (version, _) in versions() {
+        let database = database(*version, 0);
+        database.sql(SCHEMA);
+        let session = connected(&database, "postgres").await;
+        let tables = catalog::tables(&session).await.unwrap();
         assert_eq!((column(&tables, "numbers").base_type_oid, column(&tables, "word").base_type_oid), (1007, 25));
         for (name, is_array) in [("moods", true), ("ints", true), ("vector", true), ("one", false), ("doc", false)] {
             assert_eq!(column(&tables, name).is_array, is_array, "{name}");
