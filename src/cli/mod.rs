@@ -23,7 +23,7 @@ use output::Output;
 /// Exit code for "there is something": pending changes, a blocking finding.
 const EXIT_SOMETHING: u8 = 3;
 
-/// Parses the arguments, does what they say, and returns the exit code of CONTRACT: 0, 1, 2, 3 or 4.
+/// Parses the arguments, does what they say, and returns the exit code: 0, 1, 2, 3 or 4 (`--help` says what each means).
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -29,7 +29,7 @@
 //! - Opening for writing checks format, flow, the last records' checksums and that their offsets are contiguous, and the whole
 //!   structure where the file is small. Other damage is found by the checksum when a record is read; it is never served.
 //! - A writer that died leaves the parts of its unfinished transaction. They stay: a reader may have seen them, and knows
-//!   them by their writer id (RULES T1, DESIGN invariant 3).
+//!   them by their writer id.
 //! - Retention moves `first` past whole transactions in one step, then deletes rows and gives pages back in steps that let appends pass
 //!   between them. The last record and its transaction always stay: they are the tail.
 //! - A `<flow>.db-wal` removed while nobody has it open takes the records since the last checkpoint with it. SQLite can't
