@@ -163,7 +163,7 @@ struct Run {
 impl Run {
     async fn begin(&mut self, checkpoint: Checkpoint, target: Target, source: Source) -> Result<()> {
         let flow = self.flow.to_string();
-        let parked = Parked::load(&target, &flow).await?;
+        let parked = Parked::load(&target.session, &flow).await?;
         const DISPLACED: &str = "SELECT EXISTS (SELECT FROM sitepair.displaced WHERE flow = $1)";
         let displaced = target.session.query_one(DISPLACED, &[&flow]).await;
         let displaced: bool = displaced.map_err(|error| sqlstate::fault(&error))?.get(0);

@@ -147,7 +147,7 @@ impl Ladder {
         let mut streaming = match self.streaming.take() {
             Some(streaming) => streaming,
             None => {
-                self.writer.target.batch("BEGIN").await?;
+                self.writer.target.open_with("BEGIN").await?;
                 let mut effects = self.effects(batch.next, batch.as_of);
                 effects.streaming = true;
                 Streaming { effects, counts: Counts::default(), parked: Vec::new(), rows: 0 }
@@ -211,7 +211,7 @@ impl Ladder {
         let Some(streaming) = self.streaming.take() else { return Ok(()) };
         self.writer.target.batch("ROLLBACK").await?;
         if !streaming.parked.is_empty() {
-            self.parked = Parked::load(&self.writer.target, &self.checkpoint.flow).await?;
+            self.parked = Parked::load(&self.writer.target.session, &self.checkpoint.flow).await?;
             self.writer.parked_tables = self.parked.tables();
         }
         Ok(())
@@ -301,12 +301,12 @@ impl Ladder {
         culprits: &[(usize, usize, u32, Culprit)],
         effects: &mut Effects,
     ) -> std::result::Result<Vec<ParkedRow>, Failure> {
-        self.writer.target.batch(frame.open()).await?;
+        self.writer.target.open_with(frame.open()).await?;
         let (skips, parks) = self.set_aside(unit, culprits)?;
         self.writer.write(unit.changes, unit.plan, &skips, effects).await?;
         let when = When { next: unit.next, end_lsn: unit.end_lsn, commit_time_us: unit.commit_time_us };
         for park in &parks {
-            park.store(&self.writer.target, &self.checkpoint.flow, when).await?;
+            park.store(&self.writer.target.session, &self.checkpoint.flow, when).await?;
             effects.notes.add(&park.table, "parked", 1);
             effects.parked += 1;
         }
@@ -413,7 +413,7 @@ impl Ladder {
         known: &[(usize, usize, u32, Culprit)],
         effects: &mut Effects,
     ) -> std::result::Result<Vec<(usize, usize, u32, Culprit)>, Failure> {
-        self.writer.target.batch(frame.open()).await?;
+        self.writer.target.open_with(frame.open()).await?;
         let (skips, _) = self.set_aside(unit, known)?;
         let mut found = Vec::new();
         for (number, stage) in unit.plan.stages.iter().enumerate() {
@@ -450,7 +450,7 @@ impl Ladder {
         for slot in &chosen.deletes {
             self.savepoint().await?;
             let item = view.item(view.table.delete(), view.keys(std::iter::once(*slot)));
-            let deleted = self.writer.target.flight("", &[item]).await.map(|_| ());
+            let deleted = self.writer.target.flight(&[item]).await.map(|_| ());
             found.extend(self.judged(deleted).await?.map(|culprit| (*slot, culprit)));
         }
         for row in &chosen.moves {
@@ -465,7 +465,7 @@ impl Ladder {
         Ok(found)
     }
 
-    async fn savepoint(&self) -> Result<()> {
+    async fn savepoint(&mut self) -> Result<()> {
         self.writer.target.batch("SAVEPOINT sitepair_row").await
     }
 
@@ -566,7 +566,7 @@ impl Ladder {
             }
             let when = When { next: effects.next, end_lsn: self.checkpoint.end_lsn, commit_time_us: None };
             ParkedRow::restore(name.clone(), key, &culprit)
-                .store_whole(&self.writer.target, &flow, when, &whole_row)
+                .store_whole(&self.writer.target.session, &flow, when, &whole_row)
                 .await?;
             effects.notes.add(&name, "parked", 1);
             effects.parked += 1;

@@ -6,9 +6,10 @@ use tokio_postgres::types::ToSql;
 
 use super::reduce::{Origin, State};
 use super::relocate::key_json;
-use super::target::{Culprit, Target};
+use super::target::Culprit;
 use super::write::View;
 use crate::model::{Datum, Lsn, Offset, Result, TableName, units};
+use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
 /// Keys and unique values that parked operations hold.
@@ -41,10 +42,10 @@ pub(super) struct When {
 
 impl Parked {
     /// What an earlier run has parked.
-    pub async fn load(target: &Target, flow: &str) -> Result<Self> {
+    pub async fn load(session: &Session, flow: &str) -> Result<Self> {
         const LOAD: &str = "SELECT table_schema, table_name, key::text, old_key::text, \
              ARRAY(SELECT value::text FROM jsonb_array_elements(held)) FROM sitepair.parked WHERE flow = $1";
-        let rows = target.session.query(LOAD, &[&flow]).await.map_err(|error| sqlstate::fault(&error))?;
+        let rows = session.query(LOAD, &[&flow]).await.map_err(|error| sqlstate::fault(&error))?;
         let mut parked = Self::default();
         for row in rows {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
@@ -137,16 +138,16 @@ impl ParkedRow {
     }
 
     /// Puts it into `sitepair.parked`, inside the open transaction.
-    pub async fn store(&self, target: &Target, flow: &str, when: When) -> Result<()> {
-        self.insert(target, flow, when, None).await
+    pub async fn store(&self, session: &Session, flow: &str, when: When) -> Result<()> {
+        self.insert(session, flow, when, None).await
     }
 
     /// The same with the row as its composite type prints it.
-    pub async fn store_whole(&self, target: &Target, flow: &str, when: When, whole_row: &str) -> Result<()> {
-        self.insert(target, flow, when, Some(whole_row)).await
+    pub async fn store_whole(&self, session: &Session, flow: &str, when: When, whole_row: &str) -> Result<()> {
+        self.insert(session, flow, when, Some(whole_row)).await
     }
 
-    async fn insert(&self, target: &Target, flow: &str, when: When, whole_row: Option<&str>) -> Result<()> {
+    async fn insert(&self, session: &Session, flow: &str, when: When, whole_row: Option<&str>) -> Result<()> {
         const PARK: &str = "INSERT INTO sitepair.parked (flow, next_offset, end_lsn, commit_time, table_schema, table_name, \
              operation, key, old_key, image, held, sqlstate, error, whole_row) VALUES ($1, $2, $3::text::pg_lsn, \
              $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14)";
@@ -170,8 +171,8 @@ impl ParkedRow {
             &self.error,
             &whole_row,
         ];
-        target.session.execute(PARK, &params).await.map_err(|error| sqlstate::fault(&error))?;
-        note(target, flow, when.next, &self.table, "parked", Some(&self.key), Some(&self.sqlstate), &self.error).await
+        session.execute(PARK, &params).await.map_err(|error| sqlstate::fault(&error))?;
+        note(session, flow, when.next, &self.table, "parked", Some(&self.key), Some(&self.sqlstate), &self.error).await
     }
 }
 
@@ -195,7 +196,7 @@ fn image(view: View<'_>, slot: u32) -> Option<String> {
 /// One row of `sitepair.journal_operation`.
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn note(
-    target: &Target,
+    session: &Session,
     flow: &str,
     next: Offset,
     table: &TableName,
@@ -207,7 +208,6 @@ pub(super) async fn note(
     const NOTE: &str = "INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, \
          sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8)";
     let next = i64::try_from(next.0).unwrap_or(i64::MAX);
-    let noted =
-        target.session.execute(NOTE, &[&flow, &next, &table.schema, &table.name, &what, &key, &state, &reason]).await;
+    let noted = session.execute(NOTE, &[&flow, &next, &table.schema, &table.name, &what, &key, &state, &reason]).await;
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }

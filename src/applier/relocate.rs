@@ -23,7 +23,7 @@ impl Writer {
         self.move_out(view, &chosen.moves).await?;
         let (mut items, mut checks): (Vec<_>, Vec<Check<'_>>) = (Vec::new(), Vec::new());
         in_place(view, chosen, &mut items, &mut checks);
-        let counts = self.target.flight("", &items).await?;
+        let counts = self.target.flight(&items).await?;
         drop(items);
         for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
             self.complete(check, effects).await?;
@@ -61,7 +61,7 @@ impl Writer {
             params.push(numbers(rows.iter().map(|row| row.slot)));
             items.push(view.item(view.table.move_out(filtered), params));
         }
-        self.target.flight("", &items).await.map(|_| ())
+        self.target.flight(&items).await.map(|_| ())
     }
 
     /// Composes the final rows of the moves and puts them in.
@@ -77,7 +77,7 @@ impl Writer {
             }
         }
         let displacing = self.enter(view, effects, &mut items);
-        let counts = self.target.flight("", &items).await?;
+        let counts = self.target.flight(&items).await?;
         note_displaced(view, &counts[displacing], effects);
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Writer {
             displacing.extend(self.enter(view, effects, &mut items));
             items.push(view.item(format!("TRUNCATE {FINAL}"), Vec::new()));
         }
-        let counts = self.target.flight("", &items).await?;
+        let counts = self.target.flight(&items).await?;
         let displaced: Vec<u64> = displacing.into_iter().map(|at| counts[at]).collect();
         note_displaced(view, &displaced, effects);
         Ok(())

@@ -1,7 +1,9 @@
 //! The applier's session at the target: settings, origin, prepared statements, and statements sent in one flight.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -26,10 +28,15 @@ const SETTINGS: &str = "SET session_replication_role = replica; SET row_security
 
 /// The session and what it knows.
 pub(super) struct Target {
-    pub session: Session,
+    pub session: Arc<Session>,
     pub catalog: Catalog,
     statements: HashMap<String, Statement>,
+    /// What opened the transaction, sent but not yet answered.
+    opening: Option<Opening>,
 }
+
+/// An answer that is awaited together with those to what was sent after it.
+type Opening = Pin<Box<dyn Future<Output = std::result::Result<(), Error>> + Send>>;
 
 /// One statement of a flight.
 pub(super) struct Item<'a> {
@@ -91,7 +98,8 @@ impl Target {
         let session = session::connect(info, application).await?;
         session.batch_execute(SETTINGS).await.map_err(|error| sqlstate::fault(&error).at(info))?;
         origin::session_setup(&session, &flow.object()).await.map_err(|fault| fault.at(info))?;
-        let mut target = Self { session, catalog: Catalog::default(), statements: HashMap::new() };
+        let (catalog, statements) = (Catalog::default(), HashMap::new());
+        let mut target = Self { session: Arc::new(session), catalog, statements, opening: None };
         target.refresh().await?;
         Ok(target)
     }
@@ -117,14 +125,40 @@ impl Target {
         Ok(statement)
     }
 
+    /// Sends what opens a transaction or a savepoint. The server executes in the order of sending, so the next statement
+    /// need not wait for the answer.
+    pub async fn open_with(&mut self, sql: &'static str) -> Result<()> {
+        self.opened().await?;
+        let session = Arc::clone(&self.session);
+        let mut opening: Opening = Box::pin(async move { session.batch_execute(sql).await });
+        // The first poll sends it.
+        match futures_util::poll!(&mut opening) {
+            Poll::Ready(answered) => answered.map_err(|error| sqlstate::fault(&error)),
+            Poll::Pending => {
+                self.opening = Some(opening);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for the answer to [`Target::open_with`].
+    async fn opened(&mut self) -> Result<()> {
+        match self.opening.take() {
+            Some(opening) => opening.await.map_err(|error| sqlstate::fault(&error)),
+            None => Ok(()),
+        }
+    }
+
     /// Several statements, one round trip.
-    pub async fn batch(&self, sql: &str) -> Result<()> {
+    pub async fn batch(&mut self, sql: &str) -> Result<()> {
+        self.opened().await?;
         self.session.batch_execute(sql).await.map_err(|error| sqlstate::fault(&error))
     }
 
     /// Sends origin, checkpoint and journal of the open transaction.
     pub async fn advance(&mut self, step: &Step<'_>) -> Result<()> {
         let not_deployed = |error: Error| checkpoint::not_deployed(&error);
+        self.opened().await?;
         let origin = self.prepare(checkpoint::ORIGIN).await.map_err(not_deployed)?;
         let advance = self.prepare(checkpoint::ADVANCE).await.map_err(not_deployed)?;
         step.send(&self.session, &origin, &advance).await.map_err(|error| match error.as_db_error() {
@@ -135,8 +169,8 @@ impl Target {
         })
     }
 
-    /// Sends all at once, `first` before them, and gives the rows that each affected.
-    pub async fn flight(&mut self, first: &str, items: &[Item<'_>]) -> std::result::Result<Vec<u64>, Failure> {
+    /// Sends all at once and gives the rows that each affected.
+    pub async fn flight(&mut self, items: &[Item<'_>]) -> std::result::Result<Vec<u64>, Failure> {
         let mut statements = Vec::with_capacity(items.len());
         for item in items {
             let prepared = self.prepare(&item.sql).await;
@@ -144,28 +178,19 @@ impl Target {
         }
         let params: Vec<Vec<&(dyn ToSql + Sync)>> =
             items.iter().map(|item| item.params.iter().map(|param| param as &(dyn ToSql + Sync)).collect()).collect();
-        let session = &self.session;
-        let opening = async { if first.is_empty() { Ok(()) } else { session.batch_execute(first).await } };
-        let mut opening = Box::pin(opening);
+        let session = Arc::clone(&self.session);
         // A first poll sends a statement; what is sent is answered in the same order.
-        let mut early = futures_util::poll!(&mut opening);
         let mut sent = Vec::with_capacity(items.len());
         for (statement, params) in statements.iter().zip(&params) {
             let mut answer = Box::pin(session.execute(statement, params));
-            let ready = futures_util::poll!(&mut answer);
-            sent.push((answer, ready));
+            let early = futures_util::poll!(&mut answer);
+            sent.push((answer, early));
         }
-        if early.is_pending() {
-            early = std::task::Poll::Ready(opening.await);
-        }
-        let mut outcome = Ok(Vec::with_capacity(items.len()));
-        if let std::task::Poll::Ready(Err(error)) = early {
-            outcome = Err(Failure::Fault(sqlstate::fault(&error)));
-        }
-        for ((answer, ready), item) in sent.into_iter().zip(items) {
-            let answered = match ready {
-                std::task::Poll::Ready(answered) => answered,
-                std::task::Poll::Pending => answer.await,
+        let mut outcome = self.opened().await.map(|()| Vec::with_capacity(items.len())).map_err(Failure::Fault);
+        for ((answer, early), item) in sent.into_iter().zip(items) {
+            let answered = match early {
+                Poll::Ready(answered) => answered,
+                Poll::Pending => answer.await,
             };
             match (&mut outcome, answered) {
                 (Ok(counts), Ok(count)) => counts.push(count),

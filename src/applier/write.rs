@@ -192,7 +192,7 @@ impl Writer {
         for (view, chosen) in views().zip(&chosen).filter(|(_, chosen)| chosen.moves.is_empty()) {
             in_place(view, chosen, &mut items, &mut checks);
         }
-        let counts = self.target.flight("", &items).await?;
+        let counts = self.target.flight(&items).await?;
         drop(items);
         for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
             self.complete(check, effects).await?;
@@ -218,7 +218,7 @@ impl Writer {
             .iter()
             .map(|column| cells(column, rows.iter().map(|(_, row)| &row[column.position]).collect()))
             .collect();
-        self.target.flight("", &[view.item(view.table.upsert(), params)]).await.map(|_| ())
+        self.target.flight(&[view.item(view.table.upsert(), params)]).await.map(|_| ())
     }
 
     /// Runs a query whose only column is a row number.
@@ -283,7 +283,7 @@ impl Writer {
             let sql = format!("TRUNCATE {}", names.join(", "));
             items.push(Item { sql, params: Vec::new(), table: Arc::clone(first) });
         }
-        self.target.flight("", &items).await?;
+        self.target.flight(&items).await?;
         if self.displaced || effects.displaced {
             for table in &tables {
                 self.settle_all(&table.relation.table).await?;
