@@ -14,7 +14,7 @@ use crate::horizon::Heir;
 pub(super) struct Ways {
     /// Where a key change takes unchanged values from.
     pub heir: Heir,
-    /// Rows of this table collided: move all of them.
+    /// Rows of this table collided, or have columns that no UPDATE can set: move all of them.
     pub colliding: bool,
 }
 

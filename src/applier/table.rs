@@ -62,6 +62,8 @@ pub(super) struct Table {
     pub stored: Vec<String>,
     /// An identity column is GENERATED ALWAYS.
     pub overriding: bool,
+    /// A replicated column outside of the key is GENERATED ALWAYS AS IDENTITY: only INSERT can give it its value (A4).
+    pub insert_only: bool,
     pub others: Vec<OtherIndex>,
     /// Tables that reference it.
     pub referenced_by: Vec<TableName>,
@@ -202,11 +204,12 @@ impl Catalog {
         Ok(Table {
             relation: Arc::clone(relation),
             sql,
-            columns,
             overriding: stored.iter().any(|column| column.generation == Generation::IdentityAlways),
+            insert_only: columns.iter().any(|column| column.inserted && !column.set && !column.key),
             stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
             others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
             referenced_by: found.referenced_by.clone(),
+            columns,
         })
     }
 

@@ -161,7 +161,8 @@ impl Writer {
 
     /// How a table's rows are written now.
     pub fn ways(&self, table: &Table, effects: &Effects) -> Ways {
-        Ways { heir: effects.horizon.heir(), colliding: self.colliding.contains_key(&table.relation.table) }
+        let colliding = table.insert_only || self.colliding.contains_key(&table.relation.table);
+        Ways { heir: effects.horizon.heir(), colliding }
     }
 
     async fn stage(

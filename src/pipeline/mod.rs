@@ -11,6 +11,9 @@ mod retention;
 pub mod status;
 mod supervisor;
 
+use std::sync::OnceLock;
+use std::time::Duration;
+
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -18,6 +21,10 @@ use crate::config::{Pipeline, Site};
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::Stop;
 pub use goal::Timing;
+
+/// How long the parts of a flow may take to end once they are told to. A group that waits behind a lock, or for a server
+/// that says nothing, is given up then, as by kill -9: the next start goes on at the checkpoint.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Which parts of a flow this process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +95,11 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
 
 /// Runs the parts of one flow; the first that ends by a fault stops the other after its running group.
 async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, stop: Stop) -> Result<()> {
-    let Some((timing, goal)) = goal::find(pipeline, flow, options, stop.clone()).await? else { return Ok(()) };
+    let found = tokio::select! {
+        found = goal::find(pipeline, flow, options, stop.clone()) => found?,
+        () = wait_until_stopped(stop.clone()) => None,
+    };
+    let Some((timing, goal)) = found else { return Ok(()) };
     let (halt, halted) = watch::channel(false);
     let reader = async {
         match options.parts {
@@ -102,8 +113,10 @@ async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, st
             Parts::Reader => Ok(()),
         }
     };
+    let first = OnceLock::new();
     let halting = |result: Result<()>| {
-        if result.is_err() {
+        if let Err(fault) = &result {
+            first.get_or_init(|| fault.clone());
             halt.send_replace(true);
         }
         result
@@ -114,12 +127,15 @@ async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, st
     };
     tokio::pin!(parts);
     tokio::select! {
-        result = &mut parts => result,
-        () = wait_until_stopped(stop) => {
-            halt.send_replace(true);
-            parts.await
-        }
+        result = &mut parts => return result,
+        () = wait_until_stopped(halted.clone()) => {}
+        () = wait_until_stopped(stop) => drop(halt.send_replace(true)),
     }
+    if let Ok(result) = tokio::time::timeout(STOP_PATIENCE, parts).await {
+        return result;
+    }
+    tracing::warn!(%flow, waited_s = STOP_PATIENCE.as_secs(), "what was under way did not end and is given up; the next start does it again");
+    first.get().cloned().map_or(Ok(()), Err)
 }
 
 async fn wait_until_stopped(mut stop: Stop) {

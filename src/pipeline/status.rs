@@ -1,5 +1,7 @@
 //! Where a flow stands, from what both servers and the topic say.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::{inspect, site};
@@ -68,7 +70,8 @@ struct SourceView {
 
 /// Reads the state of one flow; never fails: what can't be known is null and said in `note`.
 pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
-    let (source, target) = tokio::join!(source_view(pipeline, flow), target_view(pipeline, flow));
+    let source = bounded(&flow.from, source_view(pipeline, flow));
+    let (source, target) = tokio::join!(source, bounded(&flow.to, target_view(pipeline, flow)));
     let mut notes = Vec::new();
     let mut keep = |fault: Fault| notes.push(format!("{}: {}", fault.code.name(), fault.what));
     let not_deployed = [source.as_ref().err(), target.as_ref().err()]
@@ -116,6 +119,15 @@ fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool) -> State 
         },
     }
 }
+
+/// A server may take the connection and then say nothing, or hold a lock on what is asked for.
+async fn bounded<T>(site: &str, view: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Err(Fault::new(Code::Timeout, format!("site {site}: no answer within {} s", PATIENCE.as_secs())));
+    tokio::time::timeout(PATIENCE, view).await.unwrap_or_else(late)
+}
+
+/// How long a site may take to say how it stands, connecting included.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 async fn source_view(pipeline: &Pipeline, flow: &FlowName) -> Result<SourceView> {
     let source = session::connect(&site(pipeline, &flow.from)?.postgres, "sitepair status").await?;

@@ -16,6 +16,7 @@ mod reader;
 mod replication;
 mod session;
 mod states;
+mod story;
 mod support;
 mod tls;
 mod topic;
