@@ -135,3 +135,6 @@ mod tests {
         assert_eq!(state.position(), Lsn(31));
     }
 }
+
+#[cfg(test)]
+mod model;
