@@ -188,7 +188,10 @@ impl Catalog {
             let adds: Vec<_> =
                 missing.iter().map(|c| format!("ADD COLUMN {} {}", quote_ident(&c.name), type_of(c))).collect();
             let what = format!("table {} at the target lacks {}", relation.table, names.join(", "));
-            let remedy = format!("run at the target: ALTER TABLE {sql} {}", adds.join(", "));
+            let remedy = format!(
+                "run at the target: ALTER TABLE {sql} {}; give it the DEFAULT that the source gave it, if any",
+                adds.join(", ")
+            );
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
         }
         let key_index = self.key(relation, found)?;

@@ -374,7 +374,13 @@ fn change<'a>(
     match tables.get(&oid) {
         Some(Known::Selected(table)) => Ok((open, table)),
         Some(Known::Other(name)) => {
-            Err(Fault::new(Code::UnknownRelation, format!("a change of table {name} came, which no rule selects")))
+            // Dropping it would lose a change wherever the table was renamed, or a rule mistyped.
+            let fault =
+                Fault::new(Code::UnknownRelation, format!("a change of table {name} came, which no rule selects"));
+            Err(fault.remedy(
+                "let a rule name the table and run `sitepair deploy`; to take a table out of the file, do so once \
+                 `sitepair pending` finds nothing",
+            ))
         }
         None => Err(bad(&format!("a change of relation {oid}, whose shape never came"))),
     }

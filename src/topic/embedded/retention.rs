@@ -83,7 +83,11 @@ impl Appender {
         self.policy.applied = keep_from;
         let held = self.held();
         let cutoff_us = now_us.saturating_sub(self.policy.age_us);
-        let young = self.records().first_reaching(Ascending::Latest, cutoff_us, held)?;
+        let start = held.start;
+        let reached = self.records().first_reaching(Ascending::Latest, cutoff_us, held)?;
+        // What lies before the first transaction has no time of its own, the genesis record above all: it goes with that one.
+        let timeless = reached > start && self.records().head(reached - 1)?.latest_us.is_none();
+        let young = if timeless { start } else { reached };
         let within = self.first_within(self.policy.max_bytes)?;
         self.drop_before(young.max(within).min(keep_from))
     }
