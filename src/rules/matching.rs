@@ -11,7 +11,7 @@ pub struct TruncatePolicies(Vec<(Vec<GlobMatcher>, Vec<GlobMatcher>, TruncatePol
 impl TruncatePolicies {
     /// From validated rules; a glob that can't be parsed was refused when the file was read, and matches nothing here.
     pub fn new(rules: &[Rule]) -> Self {
-        let compile = |globs: &[String]| globs.iter().filter_map(|glob| matcher(glob)).collect();
+        let compile = |globs: &[String]| globs.iter().filter_map(|text| glob(text).ok()).collect();
         Self(rules.iter().map(|rule| (compile(&rule.include), compile(&rule.exclude), rule.truncate)).collect())
     }
 
@@ -25,13 +25,11 @@ impl TruncatePolicies {
 }
 
 /// A glob on `schema.table`: case-sensitive, `*` and `?` match any character.
-fn matcher(glob: &str) -> Option<GlobMatcher> {
-    GlobBuilder::new(glob)
-        .literal_separator(false)
-        .backslash_escape(true)
-        .build()
-        .ok()
-        .map(|glob| glob.compile_matcher())
+///
+/// # Errors
+/// What is wrong with the glob.
+pub(super) fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
+    Ok(GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build()?.compile_matcher())
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::result::Result;
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::GlobMatcher;
 
 use super::filter::Filter;
+use super::matching::glob;
 use super::{Problem, Selected};
 use crate::config::{ColumnRule, Rule};
 use crate::model::ReplicaIdentity;
@@ -95,8 +96,8 @@ fn compile<'a>(globs: &'a [String], report: &mut Report<'_>) -> Vec<Glob<'a>> {
             report.block(what, format!("write \"public.{text}\""));
             continue;
         }
-        match GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build() {
-            Ok(glob) => compiled.push(Glob { text, matcher: glob.compile_matcher() }),
+        match glob(text) {
+            Ok(matcher) => compiled.push(Glob { text, matcher }),
             Err(error) => report.block(format!("glob \"{text}\": {}", error.kind()), "correct the glob"),
         }
     }
