@@ -189,7 +189,7 @@ impl Catalog {
                 missing.iter().map(|c| format!("ADD COLUMN {} {}", quote_ident(&c.name), type_of(c))).collect();
             let what = format!("table {} at the target lacks {}", relation.table, names.join(", "));
             let remedy = format!(
-                "run at the target: ALTER TABLE {sql} {}; give it the DEFAULT that the source gave it, if any",
+                "run at the target, with the DEFAULT that the source gave it, if any: ALTER TABLE {sql} {}",
                 adds.join(", ")
             );
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
