@@ -4,7 +4,8 @@
 create schema if not exists sitepair;
 
 create table if not exists sitepair.checkpoint (
-    flow text primary key,
+    flow text not null,
+    track text not null default 'main' check (track in ('main', 'joining', 'replay')),
     flow_id uuid not null,
     next_offset bigint not null check (next_offset >= 0),
     end_lsn pg_lsn not null,
@@ -18,19 +19,73 @@ create table if not exists sitepair.checkpoint (
     slot text not null,
     source_database text not null,
     source_database_oid oid not null,
-    updated_at timestamptz not null default clock_timestamp()
+    updated_at timestamptz not null default clock_timestamp(),
+    primary key (flow, track)
 );
 comment on table sitepair.checkpoint is
     'How far each flow is applied here. Moves in the same transaction as the changes, only by sitepair.advance.';
+comment on column sitepair.checkpoint.track is
+    'main: the flow; joining: tables that were copied or paused and catch up with it; replay: a range applied again';
 comment on column sitepair.checkpoint.next_offset is 'offset in the topic of the next record to apply';
 comment on column sitepair.checkpoint.end_lsn is 'position in the source''s log that everything up to is applied';
 comment on column sitepair.checkpoint.commit_time is 'source commit time of the last transaction applied';
 comment on column sitepair.checkpoint.horizon is
     'while end_lsn is below it, rows here may be newer than end_lsn; consistent from it on';
 
+create table if not exists sitepair.table_state (
+    flow text not null,
+    table_schema text not null,
+    table_name text not null,
+    state text not null check (state in ('copying', 'copied', 'paused', 'joining', 'joined')),
+    next_offset bigint,
+    end_lsn pg_lsn,
+    horizon pg_lsn,
+    reason text,
+    fingerprint text,
+    held_rows boolean,
+    snapshot_rows bigint,
+    since timestamptz not null default clock_timestamp(),
+    primary key (flow, table_schema, table_name)
+);
+comment on table sitepair.table_state is
+    'One row for each table of a flow. The main track applies the changes of joined tables only; those of the others wait in '
+    'the topic, from next_offset on.';
+comment on column sitepair.table_state.state is
+    'copying: chunks are under way; copied: the last chunk is committed; paused: the table here does not fit its changes; '
+    'joining: the joining track applies what waited; joined: at the flow''s checkpoint';
+comment on column sitepair.table_state.next_offset is 'offset of the first record whose changes of this table are not applied; null when joined';
+comment on column sitepair.table_state.end_lsn is 'position of the flow before that record';
+comment on column sitepair.table_state.horizon is 'position of the source that no row of the copy is newer than';
+comment on column sitepair.table_state.reason is 'paused: what does not fit, and what to run';
+comment on column sitepair.table_state.fingerprint is 'paused: the table''s columns and keys here when it was found not to fit';
+comment on column sitepair.table_state.held_rows is 'copying: the table held rows before the first chunk, so rows that the source lacks must go';
+comment on column sitepair.table_state.snapshot_rows is 'copying: the source''s own estimate of its rows when the copy began';
+
+create table if not exists sitepair.copy_part (
+    flow text not null,
+    table_schema text not null,
+    table_name text not null,
+    part integer not null,
+    low jsonb,
+    high jsonb,
+    cursor jsonb,
+    rows bigint not null default 0,
+    bytes bigint not null default 0,
+    ended boolean not null default false,
+    updated_at timestamptz not null default clock_timestamp(),
+    primary key (flow, table_schema, table_name, part)
+);
+comment on table sitepair.copy_part is
+    'How far the copy of a table is, by ranges of its key; moves in the transaction of the chunk. Gone when the table is copied.';
+comment on column sitepair.copy_part.part is 'a range of the key at the source; -1 is the sweep for rows that the source lacks';
+comment on column sitepair.copy_part.low is 'the range begins after this key; null: at the first';
+comment on column sitepair.copy_part.high is 'the range ends with this key; null: with the last';
+comment on column sitepair.copy_part.cursor is 'key of the last row of the last chunk; null before the first chunk';
+
 create table if not exists sitepair.journal (
     id bigint generated always as identity primary key,
     flow text not null,
+    track text not null default 'main',
     first_offset bigint not null,
     last_offset bigint not null,
     first_lsn pg_lsn not null,
@@ -39,18 +94,20 @@ create table if not exists sitepair.journal (
     transactions integer not null,
     rows bigint not null,
     counts jsonb not null,
-    status text not null check (status in ('adopted', 'applied', 'parked', 'progress')),
+    status text not null check (status in ('adopted', 'applied', 'parked', 'progress', 'moved')),
     duration_ms numeric(12, 3) not null,
     applied_at timestamptz not null default clock_timestamp()
 );
 create index if not exists journal_flow_offset on sitepair.journal (flow, first_offset);
 comment on table sitepair.journal is
-    'One row for each group of source transactions, committed with the group. Offsets of one flow join without a gap.';
+    'One row for each group of source transactions, committed with the group. Offsets of one track join without a gap: a row '
+    'begins where the one before it ended.';
 comment on column sitepair.journal.first_lsn is 'position before the group';
 comment on column sitepair.journal.counts is
     'operations by table: {"schema.table": {"insert": n, "update": n, "delete": n, "truncate": n, "parked": n, ...}}';
 comment on column sitepair.journal.status is
-    'applied; parked: applied but for the operations in journal_operation; progress: nothing for the tables here';
+    'applied; parked: applied but for the operations in journal_operation; progress: nothing for the tables here; moved: the '
+    'checkpoint was set by hand (journal_event says why), last_offset + 1 is where it went on';
 
 create table if not exists sitepair.journal_operation (
     id bigint generated always as identity primary key,
@@ -67,6 +124,21 @@ create table if not exists sitepair.journal_operation (
 create index if not exists journal_operation_flow_offset on sitepair.journal_operation (flow, next_offset);
 comment on table sitepair.journal_operation is
     'One row for each operation that was not simply applied; next_offset is the journal row''s last_offset + 1.';
+
+create table if not exists sitepair.journal_event (
+    id bigint generated always as identity primary key,
+    flow text not null,
+    what text not null,
+    table_schema text,
+    table_name text,
+    detail jsonb not null default '{}',
+    reason text,
+    requested_by text not null default session_user,
+    noted_at timestamptz not null default clock_timestamp()
+);
+create index if not exists journal_event_flow on sitepair.journal_event (flow, id);
+comment on table sitepair.journal_event is
+    'What happened beside the groups: copies, pauses, resets, replays, what operators did and why.';
 
 create table if not exists sitepair.parked (
     id bigint generated always as identity primary key,
@@ -109,6 +181,19 @@ comment on table sitepair.displaced is
     'Rows that gave way to a unique value before the horizon, whole, as their composite type prints them. A later record '
     'of the key settles one; what is left at the end of the scope is put back, or parked if it conflicts.';
 
+create table if not exists sitepair.shadow (
+    flow text not null,
+    table_schema text not null,
+    table_name text not null,
+    key jsonb not null,
+    whole_row text not null,
+    saved_at timestamptz not null default clock_timestamp(),
+    primary key (flow, table_schema, table_name, key)
+);
+comment on table sitepair.shadow is
+    'Where the source is out of reach: the first image of each row that was displaced, deleted, moved or overwritten before '
+    'the horizon. Values that records leave out are taken from it. Empty from the horizon on.';
+
 create table if not exists sitepair.request (
     id bigint generated always as identity primary key,
     flow text not null,
@@ -143,21 +228,22 @@ comment on function sitepair.adopt is 'Makes the first checkpoint of a flow from
 
 -- Moves a checkpoint by compare-and-set and writes the group's journal row.
 create or replace function sitepair.advance(
-    p_flow text, p_flow_id uuid, p_from_offset bigint, p_from_lsn pg_lsn, p_next_offset bigint, p_end_lsn pg_lsn,
+    p_flow text, p_track text, p_flow_id uuid, p_from_offset bigint, p_from_lsn pg_lsn, p_next_offset bigint, p_end_lsn pg_lsn,
     p_commit_time timestamptz, p_horizon pg_lsn, p_transactions integer, p_rows bigint, p_counts jsonb, p_status text
 ) returns void language plpgsql as $$
 begin
     update sitepair.checkpoint
        set next_offset = p_next_offset, end_lsn = p_end_lsn, commit_time = coalesce(p_commit_time, commit_time),
            horizon = p_horizon, updated_at = clock_timestamp()
-     where flow = p_flow and flow_id = p_flow_id and next_offset = p_from_offset and end_lsn = p_from_lsn;
+     where flow = p_flow and track = p_track and flow_id = p_flow_id and next_offset = p_from_offset and end_lsn = p_from_lsn;
     if not found then
-        raise exception 'the checkpoint of flow % is not at offset %, position %', p_flow, p_from_offset, p_from_lsn
+        raise exception 'the checkpoint of flow % (track %) is not at offset %, position %', p_flow, p_track, p_from_offset,
+            p_from_lsn
             using errcode = 'SP001';
     end if;
-    insert into sitepair.journal (flow, first_offset, last_offset, first_lsn, end_lsn, commit_time, transactions, rows,
+    insert into sitepair.journal (flow, track, first_offset, last_offset, first_lsn, end_lsn, commit_time, transactions, rows,
                                   counts, status, duration_ms)
-    values (p_flow, p_from_offset, p_next_offset - 1, p_from_lsn, p_end_lsn, p_commit_time, p_transactions, p_rows,
+    values (p_flow, p_track, p_from_offset, p_next_offset - 1, p_from_lsn, p_end_lsn, p_commit_time, p_transactions, p_rows,
             p_counts, p_status, extract(epoch from clock_timestamp() - now()) * 1000);
 end
 $$;

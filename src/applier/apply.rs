@@ -12,7 +12,7 @@ use super::park::Parked;
 use super::target::Target;
 use super::write::Writer;
 use super::{ApplierParts, ApplierState, Phase};
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Offset, Result};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Offset, Result, Track};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::sqlstate;
 use crate::wire::record::ShapeCache;
@@ -35,7 +35,7 @@ pub async fn run<R: TopicReader + 'static>(
     state.send_modify(|state| state.phase = Phase::Starting);
     let flow = parts.flow.clone();
     let target = Target::open(&parts.target, &parts.application, &flow).await?;
-    let found = checkpoint::read(&target.session, &flow).await?;
+    let found = checkpoint::read(&target.session, &flow, Track::Main).await?;
     let mut topic = parts.topic;
     if let Some(found) = &found {
         check_identity(found, &flow, parts.identity.as_ref())?;
@@ -91,7 +91,7 @@ pub async fn run<R: TopicReader + 'static>(
             && let Some((target, source)) = idle.take()
         {
             checkpoint::adopt(&target.session, &run.flow, flow_id, end_lsn, &genesis).await?;
-            let adopted = checkpoint::read(&target.session, &run.flow).await?;
+            let adopted = checkpoint::read(&target.session, &run.flow, Track::Main).await?;
             let lost = || Fault::new(Code::CheckpointMoved, format!("flow {}: the checkpoint is gone", run.flow));
             run.begin(adopted.ok_or_else(lost)?, target, source).await?;
         }

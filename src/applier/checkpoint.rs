@@ -4,7 +4,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::horizon::Horizon;
-use crate::model::{Code, Fault, FlowName, Genesis, Lsn, Offset, Result, units};
+use crate::model::{Code, Fault, FlowName, Genesis, Lsn, Offset, Result, Track, units};
 use crate::postgres::sqlstate;
 
 /// A checkpoint, with the identity of the source that its positions belong to (invariant 7).
@@ -12,6 +12,8 @@ use crate::postgres::sqlstate;
 pub struct Checkpoint {
     /// The flow's name, [`FlowName`]'s text.
     pub flow: String,
+    /// Which of the flow's tracks.
+    pub track: Track,
     /// Made at deploy; each record must carry the same.
     pub flow_id: uuid::Uuid,
     /// Offset of the next record to apply.
@@ -39,15 +41,17 @@ const READ: &str = "SELECT flow, flow_id::text, next_offset, end_lsn::text, \
      (extract(epoch FROM commit_time - '2000-01-01 00:00+00'::timestamptz) * 1000000)::int8, horizon::text, pipeline, \
      source_site, target_site, system_id::text, timeline, slot, source_database, source_database_oid, \
      (extract(epoch FROM updated_at - '2000-01-01 00:00+00'::timestamptz) * 1000000)::int8 \
-     FROM sitepair.checkpoint WHERE flow = $1";
+     FROM sitepair.checkpoint WHERE flow = $1 AND track = $2";
 
-/// The flow's checkpoint; `None` before its topic was adopted.
+/// The checkpoint of one of the flow's tracks; `None` before its topic was adopted, and for a side track that is not under
+/// way.
 ///
 /// # Errors
 /// `NotDeployed` where the schema is missing, or what [`sqlstate::fault`] makes of a server's error.
-pub async fn read(client: &Client, flow: &FlowName) -> Result<Option<Checkpoint>> {
-    let row = client.query_opt(READ, &[&flow.to_string()]).await.map_err(|error| not_deployed(&error))?;
-    row.as_ref().map(parse).transpose()
+pub async fn read(client: &Client, flow: &FlowName, track: Track) -> Result<Option<Checkpoint>> {
+    let row =
+        client.query_opt(READ, &[&flow.to_string(), &track.name()]).await.map_err(|error| not_deployed(&error))?;
+    row.as_ref().map(|row| parse(row, track)).transpose()
 }
 
 /// A missing table, schema or function of ours means that nothing was deployed.
@@ -62,13 +66,14 @@ pub(super) fn not_deployed(error: &tokio_postgres::Error) -> Fault {
     }
 }
 
-fn parse(row: &Row) -> Result<Checkpoint> {
+fn parse(row: &Row, track: Track) -> Result<Checkpoint> {
     let damaged = |what: &str| Fault::new(Code::ForeignCheckpoint, format!("sitepair.checkpoint: {what} is not valid"));
     let text = |column: usize| row.try_get::<_, String>(column).map_err(|_| damaged("a text"));
     let number = |column: usize| row.try_get::<_, i64>(column).map_err(|_| damaged("a number"));
     let lsn = |column: usize| text(column)?.parse::<Lsn>().map_err(|_| damaged("a position"));
     Ok(Checkpoint {
         flow: text(0)?,
+        track,
         flow_id: text(1)?.parse().map_err(|_| damaged("flow_id"))?,
         next: Offset(u64::try_from(number(2)?).map_err(|_| damaged("next_offset"))?),
         end_lsn: lsn(3)?,
@@ -148,8 +153,8 @@ pub(super) const MOVED: &str = "SP001";
 /// The statements that end a group's transaction: the origin's position (O1), then checkpoint and journal.
 pub(super) const ORIGIN: &str = "SELECT pg_replication_origin_xact_setup($1::text::pg_lsn, $2::text::timestamptz)";
 /// See [`ORIGIN`].
-pub(super) const ADVANCE: &str = "SELECT sitepair.advance($1, $2::text::uuid, $3, $4::text::pg_lsn, $5, $6::text::pg_lsn, \
-     $7::text::timestamptz, $8::text::pg_lsn, $9, $10, $11::text::jsonb, $12)";
+pub(super) const ADVANCE: &str = "SELECT sitepair.advance($1, $2, $3::text::uuid, $4, $5::text::pg_lsn, $6, $7::text::pg_lsn, \
+     $8::text::timestamptz, $9::text::pg_lsn, $10, $11, $12::text::jsonb, $13)";
 
 impl Step<'_> {
     /// Sends both statements at once.
@@ -166,8 +171,10 @@ impl Step<'_> {
         let (flow_id, from_lsn) = (self.from.flow_id.to_string(), self.from.end_lsn.to_string());
         let (from, next, horizon) = (offset(self.from.next), offset(self.next), self.horizon.to_string());
         let setup: [&(dyn ToSql + Sync); 2] = [&end_lsn, &origin_time];
-        let moved: [&(dyn ToSql + Sync); 12] = [
+        let track = self.from.track.name();
+        let moved: [&(dyn ToSql + Sync); 13] = [
             &self.from.flow,
+            &track,
             &flow_id,
             &from,
             &from_lsn,

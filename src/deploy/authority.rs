@@ -19,7 +19,7 @@ pub(super) async fn check(
     let installs = steps.iter().any(|step| matches!(step, Step::Run { end: at, .. } if *at == end));
     let publishes =
         end == End::Source && steps.iter().any(|step| matches!(step, Step::Publish { .. } | Step::Enter { .. }));
-    let origin = end == End::Target && steps.contains(&Step::Origin);
+    let origin = end == End::Target && steps.iter().any(|step| matches!(step, Step::Origin { .. }));
     let sql = "SELECT current_user::text, has_database_privilege(current_database(), 'CREATE'), \
                       has_function_privilege('pg_catalog.pg_replication_origin_create(text)', 'EXECUTE'), \
                       ARRAY(SELECT format('%I.%I', n.nspname, c.relname) FROM unnest($1::text[], $2::text[]) AS t (schema, name) \

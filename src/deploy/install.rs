@@ -54,7 +54,7 @@ async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) 
             batch(node(plan, *end)?, &[sql.clone(), note]).await
         }
         Step::Grant { end, sql } => batch(node(plan, *end)?, std::slice::from_ref(sql)).await,
-        Step::Origin => origin::create(&node(plan, End::Target)?.session, &plan.flow.object()).await.map(|_| ()),
+        Step::Origin { name } => origin::create(&node(plan, End::Target)?.session, name).await.map(|_| ()),
         Step::Publish { statements, .. } => batch(node(plan, End::Source)?, statements).await,
         Step::Enter { tables, statements } => enter(plan, tables, statements, timeout).await,
         Step::Settle { tables } => {

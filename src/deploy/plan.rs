@@ -358,9 +358,13 @@ async fn compare_filters(plan: &mut FlowPlan<'_>, source: &Node<'_>, found: &mut
 
 async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&SourceState>) -> Result<()> {
     let mut found = Findings::at(target.name());
-    let origin = origin::exists(&target.session, &plan.flow.object()).await;
-    let origin_exists = origin.map_err(|fault| fault.at(target.name()))?;
-    server::check_target(target, origin_exists, &mut found);
+    let mut missing_origins = Vec::new();
+    for name in plan.flow.origins() {
+        if !origin::exists(&target.session, &name).await.map_err(|fault| fault.at(target.name()))? {
+            missing_origins.push(name);
+        }
+    }
+    server::check_target(target, missing_origins.len(), &mut found);
     server::check_connection(target, false, &mut found).await;
     server::check_others(target, plan.flow, false, &mut found).await?;
     if let Some(source) = plan.source {
@@ -374,9 +378,7 @@ async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&S
     let missing = rights::missing_at_target(target, &pairs).await?;
     let files = [script::SCHEMA, script::TARGET];
     install(plan, target, End::Target, &files, script::TARGET_GRANTS, &missing, &mut found).await?;
-    if !origin_exists {
-        plan.steps.push(Step::Origin);
-    }
+    plan.steps.extend(missing_origins.into_iter().map(|name| Step::Origin { name }));
     check_checkpoint(plan.flow, target, at, &mut found).await?;
     authority::check(target, End::Target, &plan.steps, &[], &mut found).await?;
     plan.findings.extend(found.into_vec());

@@ -55,7 +55,6 @@ pub(super) fn flow(plan: &FlowPlan<'_>) -> Result<String> {
 }
 
 fn target_part(plan: &FlowPlan<'_>, target: &Node<'_>) -> String {
-    let object = quote_literal(&plan.flow.object());
     let role = quote_ident(&target.login.name);
     let mut text = connect(target, "the target");
     for file in [script::SCHEMA, script::TARGET] {
@@ -70,12 +69,14 @@ fn target_part(plan: &FlowPlan<'_>, target: &Node<'_>) -> String {
         line(&mut text, &format!("GRANT {privileges} ON TABLE {} TO {role};", selected.table.table.sql()));
     }
     text.push_str(&lacking(plan, End::Target));
-    line(
-        &mut text,
-        &format!(
-            "SELECT pg_replication_origin_create({object}) WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = {object});"
-        ),
-    );
+    for origin in plan.flow.origins().map(|name| quote_literal(&name)) {
+        line(
+            &mut text,
+            &format!(
+                "SELECT pg_replication_origin_create({origin}) WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = {origin});"
+            ),
+        );
+    }
     line(&mut text, &format!("SELECT {} AS target_held \\gset", held_rows(target.name(), &plan.selected)));
     text
 }

@@ -37,14 +37,15 @@ impl<'a> Removal<'a> {
     /// Forgets the flow at its target: checkpoint, origin; journal and parked operations only with `history`.
     pub(super) async fn target(&mut self, flow: &FlowName, history: bool) -> Result<()> {
         let client = &self.node.session.client;
-        let object = flow.object();
-        if origin::drop(client, &object).await.map_err(|fault| fault.at(self.node.name()))? {
-            let sql = format!("SELECT pg_replication_origin_drop({});", quote_literal(&object));
-            self.did(format!("drop replication origin {object}"), sql);
+        for name in flow.origins() {
+            if origin::drop(client, &name).await.map_err(|fault| fault.at(self.node.name()))? {
+                let sql = format!("SELECT pg_replication_origin_drop({});", quote_literal(&name));
+                self.did(format!("drop replication origin {name}"), sql);
+            }
         }
-        let mut tables = vec!["checkpoint", "displaced", "request"];
+        let mut tables = vec!["checkpoint", "table_state", "copy_part", "displaced", "shadow", "request"];
         if history {
-            tables.extend(["journal", "journal_operation", "parked"]);
+            tables.extend(["journal", "journal_operation", "journal_event", "parked"]);
         }
         for table in tables {
             if table_exists(self.node, table).await? {

@@ -206,14 +206,14 @@ fn check_wal(server: &Server, wal: &Wal, found: &mut Findings<'_>) {
     }
 }
 
-/// Findings about a target: `origin_exists` when the flow's origin is there.
-pub(super) fn check_target(node: &Node<'_>, origin_exists: bool, found: &mut Findings<'_>) {
+/// Findings about a target that lacks so many of the flow's origins.
+pub(super) fn check_target(node: &Node<'_>, missing_origins: usize, found: &mut Findings<'_>) {
     let server = &node.server;
     server.check_common(found);
-    if server.origins_used >= server.origins_max && !origin_exists {
+    if missing_origins > 0 && server.origins_used + missing_origins.cast_signed() as i64 > server.origins_max {
         let setting =
             if server.version >= 180_000 { "max_active_replication_origins" } else { "max_replication_slots" };
-        let what = format!("all {} replication origins are in use", server.origins_max);
+        let what = format!("{} of {} replication origins are in use", server.origins_used, server.origins_max);
         let remedy = format!("ALTER SYSTEM SET {setting} = {}; -- then restart the server", server.origins_max + 4);
         found.blocking(setting, what, remedy);
     }

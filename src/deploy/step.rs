@@ -41,7 +41,10 @@ pub(super) enum Step {
         sql: String,
     },
     /// Makes the replication origin at the target.
-    Origin,
+    Origin {
+        /// Its name.
+        name: String,
+    },
     /// Creates or alters the publication, in one transaction.
     Publish {
         /// In a few words.
@@ -87,9 +90,9 @@ impl Step {
         let (site, what, sql) = match self {
             Step::Run { end, file, sql, .. } => (site(end), format!("run sql/{}", file.name), sql.clone()),
             Step::Grant { end, sql } => (site(end), "grant a right".to_owned(), sql.clone()),
-            Step::Origin => {
-                let sql = format!("SELECT pg_replication_origin_create({});", quote_literal(&object));
-                (flow.to.clone(), format!("create replication origin {object}"), sql)
+            Step::Origin { name } => {
+                let sql = format!("SELECT pg_replication_origin_create({});", quote_literal(name));
+                (flow.to.clone(), format!("create replication origin {name}"), sql)
             }
             Step::Publish { what, statements } => (flow.from.clone(), what.clone(), statements.join("\n")),
             Step::Enter { tables, statements } => {

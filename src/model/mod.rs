@@ -13,7 +13,7 @@ pub mod units;
 pub use change::{Cell, Change, Datum, Row};
 pub use fault::{Class, Code, Fault, Result};
 pub use lsn::Lsn;
-pub use names::{FlowName, TableName};
+pub use names::{FlowName, TableName, Track};
 pub use offset::Offset;
 pub use record::{Continuation, FlowIdentity, Genesis, Progress, Record, Stamp, Stored, TxMark, TxPart, WriterId};
 pub use relation::{Column, Relation, ReplicaIdentity};

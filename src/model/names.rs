@@ -58,10 +58,46 @@ pub struct FlowName {
     pub to: String,
 }
 
+/// One of the places in its topic that a flow has at its target, each with a checkpoint of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Track {
+    /// The flow itself: all joined tables.
+    Main,
+    /// Tables that were copied or paused and catch up with the main track.
+    Joining,
+    /// A range that is applied again.
+    Replay,
+}
+
+impl Track {
+    /// The name in `sitepair.checkpoint` and `sitepair.journal`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Track::Main => "main",
+            Track::Joining => "joining",
+            Track::Replay => "replay",
+        }
+    }
+}
+
 impl FlowName {
     /// The name of slot, publication and origin: `sitepair_<flow>`.
     pub fn object(&self) -> String {
         format!("sitepair_{self}")
+    }
+
+    /// The replication origin under which a track applies. A session has one, and no two sessions share one (A5); joining
+    /// and replay never run together.
+    pub fn origin(&self, track: Track) -> String {
+        match track {
+            Track::Main => self.object(),
+            Track::Joining | Track::Replay => format!("{}_side", self.object()),
+        }
+    }
+
+    /// All origins that `deploy` makes for the flow.
+    pub fn origins(&self) -> [String; 2] {
+        [self.origin(Track::Main), self.origin(Track::Joining)]
     }
 
     /// The origins under which this pipeline's changes arrive at the site that this flow leaves, each with the site that it
@@ -70,7 +106,7 @@ impl FlowName {
     pub fn own_origins<'s>(&self, sites: impl IntoIterator<Item = &'s str>) -> BTreeMap<String, String> {
         let arriving = |site: &str| FlowName { from: site.to_owned(), to: self.from.clone(), ..self.clone() };
         let others = sites.into_iter().filter(|site| *site != self.from);
-        others.map(|site| (arriving(site).object(), site.to_owned())).collect()
+        others.flat_map(|site| arriving(site).origins().map(|origin| (origin, site.to_owned()))).collect()
     }
 }
 
@@ -126,7 +162,12 @@ mod tests {
         let flow = FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() };
         assert_eq!(flow.object(), "sitepair_mssp_helsinki_oulu");
         let origins = flow.own_origins(["helsinki", "oulu", "turku"]);
-        let expected = [("sitepair_mssp_oulu_helsinki", "oulu"), ("sitepair_mssp_turku_helsinki", "turku")];
+        let expected = [
+            ("sitepair_mssp_oulu_helsinki", "oulu"),
+            ("sitepair_mssp_oulu_helsinki_side", "oulu"),
+            ("sitepair_mssp_turku_helsinki", "turku"),
+            ("sitepair_mssp_turku_helsinki_side", "turku"),
+        ];
         assert!(origins.iter().map(|(name, site)| (name.as_str(), site.as_str())).eq(expected), "{origins:?}");
         let lane = FlowName { lane: Some("night".into()), ..flow };
         assert_eq!(lane.to_string(), "mssp_night_helsinki_oulu");

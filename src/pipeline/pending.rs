@@ -10,7 +10,7 @@ use super::peek::{Counter, Counts, Peek};
 use super::{reading, site};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, WriterId};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, WriterId};
 use crate::ports::{Goal, Seek, TopicReader};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{slot, sqlstate, wal};
@@ -125,7 +125,7 @@ async fn unapplied(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pe
     let session = session::connect(&target.postgres, &format!("sitepair pending {flow}"))
         .await
         .map_err(|fault| fault.at(&target.name))?;
-    let checkpoint = checkpoint::read(&session, flow).await.map_err(|fault| fault.at(&target.name))?;
+    let checkpoint = checkpoint::read(&session, flow, Track::Main).await.map_err(|fault| fault.at(&target.name))?;
     let mut topic = Reader::open(&pipeline.topic.path, flow)?;
     let from = checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next);
     // A transaction that ends after the position was committed later than the question was asked.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::site;
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
-use crate::model::{FlowName, Offset, Result, units};
+use crate::model::{FlowName, Offset, Result, Track, units};
 use crate::postgres::{session, wal};
 use crate::topic::embedded::Retention;
 
@@ -43,7 +43,7 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Re
 /// that is only visible.
 async fn flushed_offset(pipeline: &Pipeline, flow: &FlowName) -> Result<Offset> {
     let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
-    let checkpoint = checkpoint::read(&target, flow).await?;
+    let checkpoint = checkpoint::read(&target, flow, Track::Main).await?;
     let written = wal::insert_lsn(&target).await?;
     let started = Instant::now();
     while wal::flush_lsn(&target).await? < written {

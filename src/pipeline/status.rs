@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{inspect, site};
 use crate::applier::checkpoint::{self, Checkpoint};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowName, Lsn, Result, units};
+use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
 use crate::ports::TopicReader;
 use crate::postgres::{flow as installed, session, slot, wal};
 use crate::topic::embedded;
@@ -140,7 +140,7 @@ async fn source_view(pipeline: &Pipeline, flow: &FlowName) -> Result<SourceView>
 
 async fn target_view(pipeline: &Pipeline, flow: &FlowName) -> Result<(Option<Checkpoint>, bool)> {
     let target = session::connect(&site(pipeline, &flow.to)?.postgres, "sitepair status").await?;
-    let checkpoint = checkpoint::read(&target, flow).await?;
+    let checkpoint = checkpoint::read(&target, flow, Track::Main).await?;
     let sql =
         "select exists (select from pg_stat_activity where application_name = $1 and datname = current_database())";
     let connected = target.query_one(sql, &[&super::applying::application_name(flow)]).await;

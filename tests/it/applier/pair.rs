@@ -11,7 +11,7 @@ use sitepair::config::{ConnInfo, OnError, TruncatePolicy, conninfo};
 use sitepair::model::catalog::Generation;
 use sitepair::model::{
     Cell, Change, Code, Column, Datum, Fault, FlowName, Genesis, Lsn, Offset, Progress, Record, Relation, Result, Row,
-    Stored, TableName, TxPart, WriterId,
+    Stored, TableName, Track, TxPart, WriterId,
 };
 use sitepair::ports::{Bounds, Goal, Seek, TopicReader};
 use sitepair::postgres::{catalog, session};
@@ -101,7 +101,9 @@ impl Pair {
         target.sql(TARGET_SQL);
         let to = format!("b{}", target.name.trim_start_matches('t'));
         let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to };
-        target.sql(&format!("select pg_replication_origin_create('{}')", flow.object()));
+        for origin in flow.origins() {
+            target.sql(&format!("select pg_replication_origin_create('{origin}')"));
+        }
         let position =
             source.sql(&format!("select confirmed_flush_lsn from pg_replication_slots where slot_name = '{slot}'"));
         let session = session::connect(&info(&source), "test").await.unwrap();
@@ -299,7 +301,7 @@ impl Pair {
 
     pub async fn checkpoint(&self) -> Checkpoint {
         let session = session::connect(&info(&self.target), "test").await.unwrap();
-        applier::checkpoint::read(&session, &self.flow).await.unwrap().expect("a checkpoint")
+        applier::checkpoint::read(&session, &self.flow, Track::Main).await.unwrap().expect("a checkpoint")
     }
 
     /// Rows of all tables of the source, in the columns that the source has, are the same at both sites.
