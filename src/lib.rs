@@ -14,7 +14,7 @@
 //! | F0 | [`model`] |
 //! | F1 | [`ports`], [`failpoint`], [`wire`], [`config`], [`telemetry`] |
 //! | F2 | [`rules`], [`horizon`], [`postgres`], [`topic`] |
-//! | F3 | [`reader`], [`applier`] |
+//! | F3 | [`reader`], [`applier`], [`snapshot`] |
 //! | F4 | [`deploy`], [`pipeline`] |
 //! | F6 | [`cli`] |
 
@@ -33,6 +33,7 @@ pub mod topic;
 
 pub mod applier;
 pub mod reader;
+pub mod snapshot;
 
 pub mod deploy;
 pub mod pipeline;

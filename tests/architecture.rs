@@ -11,7 +11,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (0, &["model"]),
     (1, &["ports", "wire", "config", "telemetry", "failpoint"]),
     (2, &["rules", "horizon", "postgres", "topic"]),
-    (3, &["reader", "applier"]),
+    (3, &["reader", "applier", "snapshot"]),
     (4, &["deploy", "pipeline"]),
     (6, &["cli"]),
     (7, &["main"]),
