@@ -9,7 +9,7 @@ use super::output::Output;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Result, Stamp, Stored, units};
 use crate::pipeline::inspect;
-use crate::topic::embedded;
+use crate::topic::{self, Reader};
 use crate::wire::record::{self, Decoded, ShapeCache};
 
 /// Shows what the topics of the chosen flows hold.
@@ -18,7 +18,7 @@ use crate::wire::record::{self, Decoded, ShapeCache};
 /// Those of the topic; `Usage` for a place that is none.
 pub async fn run(pipeline: &Pipeline, common: &Common, verb: &TopicVerb, output: Output) -> Result<u8> {
     for flow in flows(pipeline, common)? {
-        let mut topic = open(pipeline, flow)?;
+        let mut topic = open(pipeline, flow).await?;
         match verb {
             TopicVerb::Info => info(&mut topic, flow, output).await?,
             TopicVerb::Cat(args) => cat(&mut topic, args, output).await?,
@@ -28,13 +28,13 @@ pub async fn run(pipeline: &Pipeline, common: &Common, verb: &TopicVerb, output:
 }
 
 /// A topic that is not there is an error for one who looks into it, not an empty one.
-fn open(pipeline: &Pipeline, flow: &FlowName) -> Result<embedded::Reader> {
+async fn open(pipeline: &Pipeline, flow: &FlowName) -> Result<Reader> {
     let dir = &pipeline.topic.path;
-    if !dir.join(format!("{flow}.db")).exists() {
+    if !topic::is_here(&pipeline.topic, flow) {
         let fault = Fault::new(Code::Io, format!("no topic of {flow} in {}", dir.display()));
         return Err(fault.remedy("run this where the daemon of the target's site runs, after its first start"));
     }
-    embedded::Reader::open(dir, flow)
+    topic::open_reader(&pipeline.topic, flow).await
 }
 
 /// The object of `topic info --json`.
@@ -42,7 +42,7 @@ fn open(pipeline: &Pipeline, flow: &FlowName) -> Result<embedded::Reader> {
 struct Answer {
     flow: String,
     path: String,
-    disk_bytes: u64,
+    disk_bytes: Option<u64>,
     record_bytes: u64,
     first_offset: u64,
     next_offset: u64,
@@ -53,11 +53,11 @@ struct Answer {
     flow_id: Option<String>,
 }
 
-async fn info(topic: &mut embedded::Reader, flow: &FlowName, output: Output) -> Result<()> {
+async fn info(topic: &mut Reader, flow: &FlowName, output: Output) -> Result<()> {
     let info = topic.info().await?;
     let answer = Answer {
         flow: flow.to_string(),
-        path: info.path.display().to_string(),
+        path: info.place,
         disk_bytes: info.disk_bytes,
         record_bytes: info.bounds.bytes,
         first_offset: info.bounds.first.0,
@@ -70,7 +70,8 @@ async fn info(topic: &mut embedded::Reader, flow: &FlowName, output: Output) -> 
     };
     let none = || "none".to_owned();
     output.line(&format!("flow          {}", answer.flow));
-    output.line(&format!("file          {} ({} on disk)", answer.path, ByteSize(answer.disk_bytes)));
+    let disk = answer.disk_bytes.map_or_else(String::new, |bytes| format!(" ({} on disk)", ByteSize(bytes)));
+    output.line(&format!("topic         {}{disk}", answer.path));
     output.line(&format!("offsets       {} to {} (next)", answer.first_offset, answer.next_offset));
     output.line(&format!("transactions  {}, {} of records", answer.transactions, ByteSize(answer.record_bytes)));
     let (first, last) = (answer.first_commit_time.clone(), answer.last_commit_time.clone());
@@ -80,7 +81,7 @@ async fn info(topic: &mut embedded::Reader, flow: &FlowName, output: Output) -> 
 }
 
 /// Prints the records as they are stored, one JSON object a line, with or without `--json`.
-async fn cat(topic: &mut embedded::Reader, args: &CatArgs, output: Output) -> Result<()> {
+async fn cat(topic: &mut Reader, args: &CatArgs, output: Output) -> Result<()> {
     let (from, to) = inspect::range(topic, args.from.as_deref(), args.to.as_deref()).await?;
     let mut shapes = ShapeCache::default();
     inspect::walk(topic, from, to, |stored| {

@@ -12,7 +12,7 @@ use crate::model::{Code, Fault, FlowIdentity, FlowName, Result};
 use crate::ports::{Goal, Stop};
 use crate::postgres::{flow as installed, session};
 use crate::rules::TruncatePolicies;
-use crate::topic::embedded::Reader;
+use crate::topic;
 
 /// Bound of the look at the source for the flow's identity: the applier must go on while the source is away.
 const IDENTITY_PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ async fn apply(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> 
     let identity = identity(pipeline, flow).await?;
     let policies = TruncatePolicies::new(&pipeline.tables);
     let parts = ApplierParts {
-        topic: Reader::open(&pipeline.topic.path, flow)?,
+        topic: topic::open_reader(&pipeline.topic, flow).await?,
         target: target.postgres.clone(),
         source: Some(source.postgres.clone()),
         flow: flow.clone(),

@@ -7,7 +7,7 @@ use crate::config::Pipeline;
 use crate::model::{Fault, FlowName, Lsn, Result};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::{session, sqlstate, wal};
-use crate::topic::embedded::Reader;
+use crate::topic;
 
 /// Takeover timeout where the source can't be asked for its wal_sender_timeout: PostgreSQL's default is 60 s.
 const DEFAULT_WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ pub async fn find(
         return Ok(Some((timing(pipeline, sender_timeout), Goal::Never)));
     }
     if options.parts == Parts::Applier {
-        let next = Reader::open(&pipeline.topic.path, flow)?.bounds().await?.next;
+        let next = topic::open_reader(&pipeline.topic, flow).await?.bounds().await?.next;
         return Ok(Some((timing(pipeline, None), Goal::Offset(next))));
     }
     let found = supervisor::until_ok("source", stop, || ask(pipeline, flow)).await?;

@@ -15,7 +15,7 @@ use crate::ports::{Goal, Seek, TopicReader};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{slot, sqlstate, wal};
 use crate::reader::{self, ReaderParts, ReaderState};
-use crate::topic::embedded::Reader;
+use crate::topic;
 
 /// Between two looks at the topic while the running reader comes nearer.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -67,7 +67,7 @@ async fn reach(
     upto: Lsn,
     timeout: Duration,
 ) -> Result<Reached> {
-    let mut topic = Reader::open(&pipeline.topic.path, flow)?;
+    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
     let started = Instant::now();
     loop {
         let end = topic.bounds().await?.end_lsn;
@@ -99,7 +99,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
     let confirmed = reading::usable_slot(&session, &deployed).await?;
     let selected = reading::selected(pipeline, &session).await?;
     let counts = Arc::new(Counts::default());
-    let topic = Counter::after(Reader::open(&pipeline.topic.path, flow)?, Arc::clone(&counts)).await?;
+    let topic = Counter::after(topic::open_reader(&pipeline.topic, flow).await?, Arc::clone(&counts)).await?;
     let beside = session::connect(&source.postgres, &application).await?;
     let parts = ReaderParts {
         source: Peek::start(&session, &deployed.genesis.slot, &flow.object(), upto).await?,
@@ -126,7 +126,7 @@ async fn unapplied(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pe
         .await
         .map_err(|fault| fault.at(&target.name))?;
     let checkpoint = checkpoint::read(&session, flow, Track::Main).await.map_err(|fault| fault.at(&target.name))?;
-    let mut topic = Reader::open(&pipeline.topic.path, flow)?;
+    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
     let from = checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next);
     // A transaction that ends after the position was committed later than the question was asked.
     let to = topic.find(Seek::Lsn(upto)).await?;

@@ -15,7 +15,7 @@ use crate::postgres::{catalog, flow as installed};
 use crate::reader::identity::{self, Server, Slot, Switch};
 use crate::reader::{self, ReaderParts, ReaderState};
 use crate::rules::{self, Selected};
-use crate::topic::embedded::{Writer, WriterOptions};
+use crate::topic;
 
 /// What `pg_stat_activity` shows for the reader's sessions.
 fn application_name(flow: &FlowName) -> String {
@@ -42,10 +42,7 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
     let confirmed = usable_slot(&source, &deployed).await?;
     let selected = selected(pipeline, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
-    let (dir, options) = (pipeline.topic.path.clone(), WriterOptions::from(&pipeline.topic));
-    let opened = flow.clone();
-    let topic = tokio::task::spawn_blocking(move || Writer::open(&dir, &opened, options)).await;
-    let topic = topic.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))??;
+    let topic = topic::open_writer(&pipeline.topic, flow).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
     let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
     let retention = topic.retention();

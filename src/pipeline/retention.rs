@@ -18,8 +18,10 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// The WAL writer flushes within a few of its delays (200 ms by default).
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Keeps the topic within its age and size for as long as it is polled. A target that does not answer keeps what it needs.
-pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Retention) -> Infallible {
+/// Keeps the topic within its age and size for as long as it is polled; without a handle others do.
+/// A target that does not answer keeps what it needs.
+pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Option<Retention>) -> Infallible {
+    let Some(retention) = retention else { return std::future::pending().await };
     loop {
         match once(pipeline, flow, &retention).await {
             Ok(()) => {}

@@ -10,7 +10,7 @@ use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
 use crate::ports::TopicReader;
 use crate::postgres::{flow as installed, session, slot, wal};
-use crate::topic::embedded;
+use crate::topic;
 
 /// What a flow is doing, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -164,11 +164,11 @@ async fn lag(
 ) -> Result<Lag> {
     let (Some(source), Some(checkpoint)) = (source, checkpoint) else { return Ok(Lag::default()) };
     let bytes = Some(source.flush.bytes_since(checkpoint.end_lsn));
-    if !pipeline.topic.path.join(format!("{flow}.db")).exists() {
+    if !topic::is_here(&pipeline.topic, flow) {
         // The topic lies at another node.
         return Ok(Lag { bytes, ..Lag::default() });
     }
-    let mut topic = embedded::Reader::open(&pipeline.topic.path, flow)?;
+    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
     let bounds = topic.bounds().await?;
     let oldest = inspect::commit_time_us(&mut topic, checkpoint.next.max(bounds.first)).await?;
     let caught_up = oldest.is_none() && bounds.end_lsn >= Some(checkpoint.end_lsn);

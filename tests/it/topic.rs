@@ -39,11 +39,11 @@ impl Backend for Embedded {
     type Writer = Writer;
     type Reader = Reader;
 
-    fn create() -> Self {
+    async fn create() -> Self {
         Self { dir: tempfile::tempdir().expect("a directory") }
     }
 
-    fn writer(&self) -> Result<Writer> {
+    async fn writer(&self) -> Result<Writer> {
         let options = WriterOptions {
             retention_age: Duration::ZERO,
             lock_patience: Duration::from_secs(1),
@@ -52,7 +52,7 @@ impl Backend for Embedded {
         Writer::open(self.dir.path(), &flow(), options)
     }
 
-    fn reader(&self) -> Result<Reader> {
+    async fn reader(&self) -> Result<Reader> {
         Reader::open(self.dir.path(), &flow())
     }
 

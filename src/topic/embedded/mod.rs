@@ -46,6 +46,6 @@ mod thread;
 mod wake;
 mod writer;
 
-pub use reader::{Count, Info, Reader};
+pub use reader::Reader;
 pub use retention::{Dropped, Retention};
 pub use writer::{Writer, WriterOptions};

@@ -1,6 +1,6 @@
 //! The reader: any number, in any process of this machine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,41 +16,12 @@ use crate::topic::embedded::file::{self, Files, Inode};
 use crate::topic::embedded::row::{Ascending, Head, Records, SELECT_FROM};
 use crate::topic::embedded::thread::{Owned, Thread};
 use crate::topic::embedded::wake::{self, Announced, Bell};
+use crate::topic::{Count, Info};
 
 /// Between two looks at a topic that another process writes, while it is busy.
 const POLL_MIN: Duration = Duration::from_millis(2);
 /// And while it is idle.
 const POLL_MAX: Duration = Duration::from_millis(20);
-
-/// What `topic info` shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Info {
-    /// The database file.
-    pub path: PathBuf,
-    /// Size of the database and its WAL on disk.
-    pub disk_bytes: u64,
-    /// What is held.
-    pub bounds: Bounds,
-    /// Commit time of the first whole transaction held, microseconds since 2000-01-01.
-    pub first_commit_time_us: Option<i64>,
-    /// Commit time of the last whole transaction held.
-    pub last_commit_time_us: Option<i64>,
-    /// Whole transactions held.
-    pub transactions: u64,
-    /// The flow's identity, from the genesis record.
-    pub flow_id: Option<uuid::Uuid>,
-}
-
-/// How much lies between two offsets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Transactions that end in the range.
-    pub transactions: u64,
-    /// Their rows.
-    pub rows: u64,
-    /// Bytes of all bodies in the range.
-    pub bytes: u64,
-}
 
 /// A reader of an embedded topic. Each method's read transaction ends before it returns (T2).
 pub struct Reader {
@@ -274,7 +245,8 @@ impl View {
 
     fn info(&mut self) -> Result<Info> {
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
-        let (path, disk_bytes) = (self.files.db.clone(), size(&self.files.db) + size(&self.files.wal));
+        let place = self.files.db.display().to_string();
+        let disk_bytes = Some(size(&self.files.db) + size(&self.files.wal));
         let found = self.look(|held| {
             let range = held.range();
             let transactions = held.count(range.start, range.end)?.transactions;
@@ -282,7 +254,7 @@ impl View {
             let (first_commit_time_us, last_commit_time_us) = held.commit_times(total - transactions)?;
             let flow_id = held.flow_id.as_deref().and_then(|text| text.parse().ok());
             Ok(Info {
-                path: path.clone(),
+                place: place.clone(),
                 disk_bytes,
                 bounds: held.bounds()?,
                 first_commit_time_us,
@@ -292,7 +264,7 @@ impl View {
             })
         })?;
         Ok(found.unwrap_or(Info {
-            path,
+            place,
             disk_bytes,
             bounds: EMPTY,
             first_commit_time_us: None,

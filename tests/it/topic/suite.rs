@@ -13,11 +13,11 @@ pub trait Backend {
     type Reader: TopicReader + 'static;
 
     /// A new, empty topic.
-    fn create() -> Self;
+    fn create() -> impl Future<Output = Self>;
     /// Opens it for writing; an earlier writer may still live.
-    fn writer(&self) -> Result<Self::Writer>;
+    fn writer(&self) -> impl Future<Output = Result<Self::Writer>>;
     /// Opens it for reading.
-    fn reader(&self) -> Result<Self::Reader>;
+    fn reader(&self) -> impl Future<Output = Result<Self::Reader>>;
     /// Drops every whole transaction before `keep_from`, the tail apart.
     fn drop_before(&self, writer: &Self::Writer, keep_from: Offset) -> impl Future<Output = Result<()>>;
 }
@@ -73,8 +73,8 @@ fn numbered(from: u64, records: Vec<Record>) -> Vec<Stored> {
 }
 
 pub async fn records_come_back_in_order<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     assert_eq!((writer.tail().next, writer.tail().end_lsn), (Offset(0), None));
     let first = vec![genesis(), last(1), part(2, 0)];
     let second = vec![part(2, 1), last(2), progress(3)];
@@ -84,7 +84,7 @@ pub async fn records_come_back_in_order<B: Backend>() {
     assert_eq!((tail.next, tail.end_lsn), (Offset(6), Some(lsn(3))));
     assert_eq!(writer.tail(), tail);
 
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     let expected = numbered(0, [first, second].concat());
     for max_bytes in [0, 1, 40, 1 << 20] {
         assert_eq!(read_all(&mut reader, Offset(0), max_bytes).await.unwrap(), expected, "max_bytes {max_bytes}");
@@ -98,11 +98,11 @@ pub async fn records_come_back_in_order<B: Backend>() {
 }
 
 pub async fn nothing_is_there_before_the_first_append<B: Backend>() {
-    let topic = B::create();
-    let mut early = topic.reader().unwrap();
+    let topic = B::create().await;
+    let mut early = topic.reader().await.unwrap();
     assert_eq!(early.read(Offset(0), 1000).await.unwrap(), []);
     assert_eq!(early.find(Seek::Lsn(lsn(0))).await.unwrap(), Offset(0));
-    let mut writer = topic.writer().unwrap();
+    let mut writer = topic.writer().await.unwrap();
     let bounds = early.bounds().await.unwrap();
     assert_eq!((bounds.first, bounds.next, bounds.end_lsn, bounds.bytes), (Offset(0), Offset(0), None, 0));
     assert_eq!(early.read(Offset(1), 1000).await.unwrap_err().code, Code::TopicGap);
@@ -111,34 +111,34 @@ pub async fn nothing_is_there_before_the_first_append<B: Backend>() {
 }
 
 pub async fn an_append_of_nothing_changes_nothing<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     let tail = writer.append(vec![genesis()]).await.unwrap();
     assert_eq!(writer.append(Vec::new()).await.unwrap(), tail);
 }
 
 pub async fn a_new_writer_goes_on_where_the_last_one_ended<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     let tail = writer.append(vec![genesis(), last(1), part(2, 0)]).await.unwrap();
     drop(writer);
-    let mut writer = topic.writer().unwrap();
+    let mut writer = topic.writer().await.unwrap();
     assert_eq!(writer.tail(), tail, "the abandoned part stays");
     writer.append(vec![part(2, 0), last(2)]).await.unwrap();
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     let expected = numbered(0, vec![genesis(), last(1), part(2, 0), part(2, 0), last(2)]);
     assert_eq!(read_all(&mut reader, Offset(0), 1000).await.unwrap(), expected);
 }
 
 pub async fn a_lost_reply_can_be_told_from_a_failure<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     writer.append(vec![genesis(), last(1)]).await.unwrap();
     // The future is dropped before it has an answer: the caller can't know whether the records are there.
     let lost = tokio::time::timeout(Duration::ZERO, writer.append(vec![part(2, 0), last(2)])).await;
     drop(lost);
     drop(writer);
-    let mut writer = topic.writer().unwrap();
+    let mut writer = topic.writer().await.unwrap();
     let there = writer.mark_at(lsn(2)).await.unwrap() == Held::Whole(mark(2));
     assert_eq!(writer.tail().end_lsn, Some(if there { lsn(2) } else { lsn(1) }));
     if !there {
@@ -149,8 +149,8 @@ pub async fn a_lost_reply_can_be_told_from_a_failure<B: Backend>() {
 }
 
 pub async fn marks_are_found_by_position<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     writer.append(vec![genesis(), last(1), progress(2), part(3, 0), part(3, 1), last(3)]).await.unwrap();
     writer.append(vec![progress(3), part(4, 0)]).await.unwrap();
     for (position, expected) in [
@@ -167,11 +167,11 @@ pub async fn marks_are_found_by_position<B: Backend>() {
 }
 
 pub async fn transactions_are_found_by_position_and_time<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     let records = vec![genesis(), last(1), progress(2), progress(3), part(4, 0), part(4, 1), last(4), progress(5)];
     writer.append([records, vec![last(6)]].concat()).await.unwrap();
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     let cases = [(0, 1), (1, 4), (2, 4), (3, 4), (4, 8), (5, 8), (6, 9), (7, 9)];
     for (after, expected) in cases {
         assert_eq!(reader.find(Seek::Lsn(lsn(after))).await.unwrap(), Offset(expected), "after {after}");
@@ -189,8 +189,8 @@ pub async fn transactions_are_found_by_position_and_time<B: Backend>() {
 }
 
 pub async fn commit_times_may_go_back<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     let at = |number: u64, seconds: u64| {
         let mark = TxMark { commit_time_us: time(seconds), ..mark(number) };
         Record { stamp: Stamp::Last { mark, rows: 1 }, ..last(number) }
@@ -198,7 +198,7 @@ pub async fn commit_times_may_go_back<B: Backend>() {
     let times = [10, 50, 20, 30, 60];
     let records = times.iter().zip(1..).map(|(seconds, number)| at(number, *seconds));
     writer.append([vec![genesis()], records.collect()].concat()).await.unwrap();
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     for (seconds, expected) in [(5, 1), (11, 2), (25, 2), (50, 2), (51, 5), (61, 6)] {
         assert_eq!(reader.find(Seek::TimeUs(time(seconds))).await.unwrap(), Offset(expected), "{seconds}");
     }
@@ -209,10 +209,10 @@ pub async fn commit_times_may_go_back<B: Backend>() {
 }
 
 pub async fn retention_leaves_whole_transactions_and_the_tail<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     writer.append(vec![genesis(), last(1), part(2, 0), part(2, 1), last(2), last(3)]).await.unwrap();
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     for (keep_from, first) in [(0, 0), (1, 1), (3, 2), (4, 2), (5, 5), (6, 5)] {
         topic.drop_before(&writer, Offset(keep_from)).await.unwrap();
         let bounds = reader.bounds().await.unwrap();
@@ -228,25 +228,25 @@ pub async fn retention_leaves_whole_transactions_and_the_tail<B: Backend>() {
     assert_eq!(writer.mark_at(lsn(3)).await.unwrap(), Held::Whole(mark(3)));
     assert_eq!(reader.find(Seek::Lsn(lsn(0))).await.unwrap(), Offset(5));
     drop(writer);
-    let mut writer = topic.writer().unwrap();
+    let mut writer = topic.writer().await.unwrap();
     assert_eq!((writer.tail().next, writer.tail().end_lsn), (Offset(6), Some(lsn(3))));
     writer.append(vec![last(4)]).await.unwrap();
     assert_eq!(reader.read(Offset(5), 1000).await.unwrap(), numbered(5, vec![last(3), last(4)]));
 }
 
 pub async fn what_was_never_held_is_a_gap<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
     writer.append(vec![genesis(), last(1)]).await.unwrap();
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     assert_eq!(reader.read(Offset(2), 1000).await.unwrap(), []);
     assert_eq!(reader.read(Offset(3), 1000).await.unwrap_err().code, Code::TopicGap);
 }
 
 pub async fn a_waiting_reader_wakes_with_the_append<B: Backend>() {
-    let topic = B::create();
-    let mut writer = topic.writer().unwrap();
-    let mut reader = topic.reader().unwrap();
+    let topic = B::create().await;
+    let mut writer = topic.writer().await.unwrap();
+    let mut reader = topic.reader().await.unwrap();
     let started = std::time::Instant::now();
     reader.wait(Offset(0), Duration::from_millis(50)).await.unwrap();
     assert!(started.elapsed() >= Duration::from_millis(50), "nothing came, so patience runs out");
@@ -263,10 +263,10 @@ pub async fn a_waiting_reader_wakes_with_the_append<B: Backend>() {
 
 /// Either the second can't be opened, or the first is fenced; never do both write.
 pub async fn of_two_writers_one_is_refused<B: Backend>() {
-    let topic = B::create();
-    let mut first = topic.writer().unwrap();
+    let topic = B::create().await;
+    let mut first = topic.writer().await.unwrap();
     first.append(vec![genesis()]).await.unwrap();
-    match topic.writer() {
+    match topic.writer().await {
         Err(fault) => {
             assert_eq!(fault.code, Code::SecondReader);
             first.append(vec![last(1)]).await.unwrap();
@@ -276,7 +276,7 @@ pub async fn of_two_writers_one_is_refused<B: Backend>() {
             assert_eq!(first.append(vec![last(2)]).await.unwrap_err().code, Code::Fenced);
         }
     }
-    let mut reader = topic.reader().unwrap();
+    let mut reader = topic.reader().await.unwrap();
     assert_eq!(read_all(&mut reader, Offset(0), 1000).await.unwrap(), numbered(0, vec![genesis(), last(1)]));
 }
 
