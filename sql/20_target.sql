@@ -44,6 +44,7 @@ create table if not exists sitepair.table_state (
     fingerprint text,
     held_rows boolean,
     snapshot_rows bigint,
+    replayed_to pg_lsn,
     since timestamptz not null default clock_timestamp(),
     primary key (flow, table_schema, table_name)
 );
@@ -60,6 +61,10 @@ comment on column sitepair.table_state.reason is 'paused: what does not fit, and
 comment on column sitepair.table_state.fingerprint is 'paused: the table''s columns and keys here when it was found not to fit';
 comment on column sitepair.table_state.held_rows is 'copying: the table held rows before the first chunk, so rows that the source lacks must go';
 comment on column sitepair.table_state.snapshot_rows is 'copying: the source''s own estimate of its rows when the copy began';
+
+comment on column sitepair.table_state.replayed_to is
+    'after a rewind: every row of the table that no record has touched since is as of this position; null where the table is '
+    'exactly at its checkpoint';
 
 create table if not exists sitepair.copy_part (
     flow text not null,
@@ -168,6 +173,7 @@ comment on column sitepair.parked.whole_row is 'for operation restore: the row a
 create table if not exists sitepair.displaced (
     id bigint generated always as identity primary key,
     flow text not null,
+    track text not null default 'main',
     next_offset bigint not null,
     scope text not null check (scope in ('horizon', 'transaction')),
     table_schema text not null,
@@ -191,8 +197,8 @@ create table if not exists sitepair.shadow (
     primary key (flow, table_schema, table_name, key)
 );
 comment on table sitepair.shadow is
-    'Where the source is out of reach: the first image of each row that was displaced, deleted, moved or overwritten before '
-    'the horizon. Values that records leave out are taken from it. Empty from the horizon on.';
+    'Where the source is out of reach: the first image of each row that was displaced, deleted, moved or overwritten after a '
+    'rewind, while the table is before its replayed_to. Values that records leave out are taken from it.';
 
 create table if not exists sitepair.request (
     id bigint generated always as identity primary key,

@@ -25,6 +25,7 @@ mod park;
 mod reduce;
 mod relocate;
 mod select;
+pub mod settle;
 mod statement;
 mod table;
 mod target;

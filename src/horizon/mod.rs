@@ -13,6 +13,8 @@
 
 use crate::model::Lsn;
 
+pub mod range;
+
 /// The applier's position in the source's log, and how far ahead of it the target may be.
 ///
 /// Invariant: the horizon only rises. Both positions are of one timeline of one cluster (the checkpoint's identity).
@@ -54,6 +56,17 @@ impl Horizon {
     /// The state that a checkpoint holds.
     pub fn new(position: Lsn, horizon: Lsn) -> Self {
         Self { position, horizon }
+    }
+
+    /// The state after the log is set back (or on) to `to` by hand: what was applied up to now stays at the target, so the
+    /// rows there may be as new as the position left, or as the horizon that was not reached.
+    pub fn rewound(self, to: Lsn) -> Self {
+        Self { position: to, horizon: self.horizon.max(self.position) }
+    }
+
+    /// The state of two tracks that become one, at the position of this one.
+    pub fn joined(self, other: Self) -> Self {
+        Self { position: self.position, horizon: self.horizon.max(other.horizon) }
     }
 
     /// How far the log is applied.
