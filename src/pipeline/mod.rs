@@ -2,12 +2,16 @@
 
 pub mod amount;
 mod applying;
+pub mod between;
 mod goal;
 pub mod inspect;
 mod peek;
 pub mod pending;
 mod reading;
+#[allow(dead_code)]
+pub mod request;
 mod retention;
+pub mod seat;
 pub mod status;
 mod supervisor;
 

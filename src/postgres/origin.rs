@@ -58,6 +58,14 @@ pub async fn session_setup(client: &Client, name: &str) -> Result<()> {
     }
 }
 
+/// Ends what [`session_setup`] began; another session may have the origin at once.
+///
+/// # Errors
+/// What the server says.
+pub async fn session_reset(client: &Client) -> Result<()> {
+    statements::row(client, "SELECT pg_replication_origin_session_reset()", &[]).await.map(|_| ())
+}
+
 /// The statement that gives the running transaction its origin position and commit time (microseconds since
 /// 2000-01-01). Every applied transaction needs it, else it carries the one before's (O1).
 pub fn xact_setup_sql(end_lsn: Lsn, commit_time_us: i64) -> String {

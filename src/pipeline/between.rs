@@ -1,0 +1,48 @@
+//! What is done between two groups: by the daemon for whoever asks it, or by the command itself while no daemon runs.
+//!
+//! Both go through [`perform`], so the two can't differ.
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::request::{self, Request, Verb};
+use super::seat::{Quiet, Seat};
+use super::site;
+use crate::config::Pipeline;
+use crate::model::{Code, Fault, FlowName, Result};
+use crate::postgres::session;
+
+/// Has it done, whether a daemon runs or not.
+///
+/// # Errors
+/// The fault of the act; `Timeout` when a daemon runs and does not take the request.
+pub async fn ask(pipeline: &Pipeline, flow: &FlowName, request: &Request) -> Result<Value> {
+    let target = site(pipeline, &flow.to)?;
+    let application = format!("sitepair {} {flow}", request.verb.name());
+    let at = |fault: Fault| fault.at(&target.name);
+    match Seat::take(&target.postgres, flow, &application).await {
+        Ok(seat) => {
+            seat.hold_origin().await.map_err(at)?;
+            let (_running, stop) = watch::channel(false);
+            perform(&seat.quiet(pipeline, stop), request).await
+        }
+        Err(fault) if fault.code == Code::SecondApplier => {
+            let session = session::connect(&target.postgres, &application).await.map_err(at)?;
+            request::ask(&session, flow, request).await
+        }
+        Err(fault) => Err(at(fault)),
+    }
+}
+
+/// Does it.
+///
+/// # Errors
+/// The fault of the act; what it had begun was rolled back, or is finished by asking again.
+pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Value> {
+    tracing::info!(flow = %quiet.flow, verb = request.verb.name(), argument = %request.argument, by = request.by, "an act between two groups");
+    match request.verb {
+        Verb::OffsetReset | Verb::Replay | Verb::Resync | Verb::Parked => {
+            Err(Fault::new(Code::Usage, format!("{} is not at hand in this version", request.verb.name())))
+        }
+    }
+}
