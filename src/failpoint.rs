@@ -15,6 +15,14 @@ pub const INSIDE_TRANSACTION: &str = "inside-transaction";
 pub const BEFORE_COMMIT: &str = "before-commit";
 /// The target has committed a group, nothing else happened.
 pub const AFTER_COMMIT: &str = "after-commit";
+/// Before and after the commit that registers a table as copying.
+pub const REGISTER: &str = "register";
+/// Before and after the commit that pauses a table.
+pub const PAUSE: &str = "pause";
+/// Before and after the commit that begins the joining track.
+pub const BEGIN_JOINING: &str = "begin-joining";
+/// Before and after the commit that ends it.
+pub const JOIN: &str = "join";
 /// Before each step of a deploy, after the last one, and wherever a step has left something that the next deploy must find.
 pub const DEPLOY_STEP: &str = "deploy-step";
 

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use crate::config::{ConnInfo, OnError, TruncatePolicy};
-use crate::model::{FlowIdentity, FlowName, TableName};
+use crate::model::{FlowIdentity, FlowName, TableName, Track};
 
 mod apply;
 mod chain;
@@ -29,10 +29,12 @@ pub mod settle;
 mod statement;
 mod table;
 mod target;
+mod tracks;
 mod write;
 
 pub use apply::run;
 pub use checkpoint::Checkpoint;
+pub use tracks::{begin_joining, join, mended};
 
 /// Says what a TRUNCATE of a table does (the rule that the table matches).
 pub type TruncateRule = Arc<dyn Fn(&TableName) -> TruncatePolicy + Send + Sync>;
@@ -46,6 +48,24 @@ pub struct GroupBounds {
     pub bytes: usize,
 }
 
+/// What the main track does with a table that has no row in `sitepair.table_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// Its changes are applied: where nothing copies tables.
+    Joined,
+    /// It is registered as copying, before the group that holds its first change; its changes wait (H2).
+    Copy,
+}
+
+/// What a table at the target that does not fit its changes does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnMisfit {
+    /// It stops the flow: where nothing joins tables that wait.
+    Stop,
+    /// It pauses at its place, the others go on.
+    Pause,
+}
+
 /// What an applier works with.
 pub struct ApplierParts<R> {
     /// The flow's topic.
@@ -56,6 +76,12 @@ pub struct ApplierParts<R> {
     pub source: Option<ConnInfo>,
     /// Whose changes.
     pub flow: FlowName,
+    /// Which of the flow's tracks: its checkpoint, its origin, its tables.
+    pub track: Track,
+    /// What the main track does with a table that has no row in `sitepair.table_state`.
+    pub unknown: Unknown,
+    /// What a table that does not fit its changes does.
+    pub misfit: OnMisfit,
     /// What `deploy` noted at the source, where it is known: a topic that opens otherwise is refused.
     pub identity: Option<FlowIdentity>,
     /// What TRUNCATE does, by table.

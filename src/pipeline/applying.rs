@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::{Timing, supervisor};
-use crate::applier::{self, ApplierParts, ApplierState, GroupBounds};
+use crate::applier::{self, ApplierParts, ApplierState, GroupBounds, OnMisfit, Unknown};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Result};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Result, Track};
 use crate::ports::{Goal, Stop};
 use crate::postgres::{flow as installed, session};
 use crate::rules::TruncatePolicies;
@@ -41,6 +41,9 @@ async fn apply(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> 
         target: target.postgres.clone(),
         source: Some(source.postgres.clone()),
         flow: flow.clone(),
+        track: Track::Main,
+        unknown: Unknown::Joined,
+        misfit: OnMisfit::Stop,
         identity,
         truncate: Arc::new(move |table| policies.of(table)),
         on_error: pipeline.apply.on_error,

@@ -28,4 +28,5 @@ pub mod replication;
 pub mod session;
 pub mod slot;
 pub mod sqlstate;
+pub mod table_state;
 pub mod wal;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sitepair::applier::{self, ApplierParts, ApplierState, Checkpoint, GroupBounds};
+use sitepair::applier::{self, ApplierParts, ApplierState, Checkpoint, GroupBounds, OnMisfit, Unknown};
 use sitepair::config::{ConnInfo, OnError, TruncatePolicy, conninfo};
 use sitepair::model::catalog::Generation;
 use sitepair::model::{
@@ -260,6 +260,9 @@ impl Pair {
             target: info(&self.target),
             source: self.fetches.then(|| info(&self.source)),
             flow: self.flow.clone(),
+            track: Track::Main,
+            unknown: Unknown::Joined,
+            misfit: OnMisfit::Stop,
             identity: None,
             truncate: Arc::new(move |_: &TableName| truncate),
             on_error: self.on_error,
