@@ -148,7 +148,7 @@ pub(super) struct Step<'a> {
 }
 
 /// What `sitepair.advance` raises when the checkpoint is elsewhere.
-pub(super) const MOVED: &str = "SP001";
+pub const MOVED: &str = "SP001";
 
 /// The statements that end a group's transaction: the origin's position (O1), then checkpoint and journal.
 pub(super) const ORIGIN: &str = "SELECT pg_replication_origin_xact_setup($1::text::pg_lsn, $2::text::timestamptz)";

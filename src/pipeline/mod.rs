@@ -5,11 +5,13 @@ mod applying;
 pub mod between;
 mod goal;
 pub mod inspect;
+pub mod offset;
 mod peek;
 pub mod pending;
 mod reading;
 #[allow(dead_code)]
 pub mod request;
+mod retained;
 mod retention;
 pub mod seat;
 pub mod status;

@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::site;
+use super::{retained, site};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::model::{FlowName, Offset, Result, Track, units};
-use crate::postgres::{session, wal};
+use crate::postgres::session::{self, Session};
+use crate::postgres::wal;
 use crate::topic::embedded::Retention;
 
 /// Between two looks at the checkpoint.
@@ -33,7 +34,10 @@ pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Option<Retent
 }
 
 async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Result<()> {
-    let keep_from = flushed_offset(pipeline, flow).await?;
+    let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
+    // Until the session ends, which is when the records are gone, no checkpoint goes back behind them.
+    retained::keep(&target, flow).await?;
+    let keep_from = flushed_offset(&target, flow).await?;
     let dropped = retention.retain(keep_from, units::now_us()).await?;
     if dropped.records > 0 {
         tracing::info!(%flow, records = dropped.records, bytes = dropped.bytes, first = %dropped.first, "retention dropped applied records");
@@ -43,12 +47,11 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Re
 
 /// The checkpoint, once its commit is flushed at the target (P8): with synchronous_commit off a crash could take back one
 /// that is only visible.
-async fn flushed_offset(pipeline: &Pipeline, flow: &FlowName) -> Result<Offset> {
-    let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
-    let checkpoint = checkpoint::read(&target, flow, Track::Main).await?;
-    let written = wal::insert_lsn(&target).await?;
+async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<Offset> {
+    let checkpoint = checkpoint::read(target, flow, Track::Main).await?;
+    let written = wal::insert_lsn(target).await?;
     let started = Instant::now();
-    while wal::flush_lsn(&target).await? < written {
+    while wal::flush_lsn(target).await? < written {
         if started.elapsed() > FLUSH_PATIENCE {
             // The insert position stands just past a page header while the server is idle: next time, then.
             return Ok(Offset(0));
