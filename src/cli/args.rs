@@ -77,6 +77,9 @@ pub enum Verb {
     Status(StatusArgs),
     /// Is there anything to replicate? Exit 0: proven nothing; 3: something; 1: unknown.
     Pending(PendingArgs),
+    /// Where the checkpoint is; moves it.
+    #[command(subcommand)]
+    Offset(OffsetVerb),
     /// What is in the topic.
     #[command(subcommand)]
     Topic(TopicVerb),
@@ -155,6 +158,66 @@ pub struct PendingArgs {
     /// How long to wait for the running reader to catch up with the position noted.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: std::time::Duration,
+}
+
+/// Verbs of `offset`.
+#[derive(Debug, Subcommand)]
+pub enum OffsetVerb {
+    /// Where the checkpoint is, and from where to where it can be set.
+    Show,
+    /// Sets the checkpoint: back to apply changes again, forward to skip them.
+    #[command(after_help = RESET_EXAMPLES)]
+    Reset(ResetArgs),
+    /// Applies changes again.
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
+}
+
+const RESET_EXAMPLES: &str = "\
+WHERE is an OFFSET (decimal), an LSN (X/Y), a TIME (RFC 3339 of the source's commit), earliest or latest.
+An LSN means the first transaction that ends after it, a TIME the first one in log order that committed at or after it.
+An offset inside a transaction means that transaction's first record.
+
+Examples:
+  sitepair offset reset --to 2026-11-21T09:30:00Z --dry-run     what would be applied again
+  sitepair offset reset --to 2026-11-21T09:30:00Z               apply it again
+  sitepair offset reset --to latest --reason \"test data\"       skip what is not applied yet, for ever
+
+Safe while `run` is running and while it is not. After a step back the target shows older rows until it has caught up:
+`status` says from which position on it is consistent again.";
+
+const REPLAY_EXAMPLES: &str = "\
+WHERE is an OFFSET (decimal), an LSN (X/Y), a TIME (RFC 3339 of the source's commit) or earliest, as for `offset reset`.
+
+Examples:
+  sitepair offset replay --from 2026-11-21T09:30:00Z --dry-run";
+
+/// Options of `offset reset`.
+#[derive(Debug, Clone, Args)]
+pub struct ResetArgs {
+    /// The next record to apply.
+    #[arg(long, value_name = "WHERE")]
+    pub to: String,
+    /// Why; the journal keeps it. A step forward needs one.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Say what it would touch, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `offset replay`.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// The first record to apply again.
+    #[arg(long, value_name = "WHERE")]
+    pub from: String,
+    /// Why; the journal keeps it.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Say what it would touch, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Verbs of `topic`.

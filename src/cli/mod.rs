@@ -3,6 +3,8 @@
 pub mod args;
 pub mod demo;
 mod deploy;
+mod offset;
+mod operator;
 mod output;
 mod pending;
 mod plan;
@@ -72,6 +74,7 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Verb::Run(args) => run::run(&pipeline, &cli.common, args).await,
         Verb::Status(args) => status::run(&pipeline, &cli.common, args, output).await,
         Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
+        Verb::Offset(verb) => offset::run(&pipeline, &cli.common, verb, output).await,
         Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
     }
 }
@@ -123,6 +126,18 @@ fn flows<'p>(pipeline: &'p Pipeline, common: &Common) -> Result<Vec<&'p FlowName
         return Err(fault.remedy(format!("the flows are: {}", known.join(", "))));
     }
     Ok(chosen)
+}
+
+/// The flow that a verb acts on, which must be one.
+fn one_flow<'p>(pipeline: &'p Pipeline, common: &Common) -> Result<&'p FlowName> {
+    match flows(pipeline, common)?.as_slice() {
+        [flow] => Ok(flow),
+        several => {
+            let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+            let fault = Fault::new(Code::Usage, "the pipeline has more than one flow");
+            Err(fault.remedy(format!("choose one by --flow: {}", names.join(", "))))
+        }
+    }
 }
 
 /// Log events go to stderr, so that stdout holds results only.

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::request::{self, Request, Verb};
 use super::seat::{Quiet, Seat};
-use super::site;
+use super::{offset, site};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::postgres::session;
@@ -41,7 +41,8 @@ pub async fn ask(pipeline: &Pipeline, flow: &FlowName, request: &Request) -> Res
 pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Value> {
     tracing::info!(flow = %quiet.flow, verb = request.verb.name(), argument = %request.argument, by = request.by, "an act between two groups");
     match request.verb {
-        Verb::OffsetReset | Verb::Replay | Verb::Resync | Verb::Parked => {
+        Verb::OffsetReset | Verb::Replay => offset::perform(quiet, request).await,
+        Verb::Resync | Verb::Parked => {
             Err(Fault::new(Code::Usage, format!("{} is not at hand in this version", request.verb.name())))
         }
     }

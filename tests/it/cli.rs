@@ -10,8 +10,8 @@ use crate::support::versions;
 const SCHEMA: &str = "create table account (id int primary key, name text); create table log (t text);";
 const RULES: &str = "[[tables]]\ninclude = [\"public.account\"]";
 
-/// The only JSON object on stdout, valid against its schema.
-fn answer(ended: &Ended, schema: &str) -> Value {
+/// The last JSON object on stdout; each is valid against the schema.
+pub fn answer(ended: &Ended, schema: &str) -> Value {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(schema);
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("schema")).expect("JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");

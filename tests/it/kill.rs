@@ -13,18 +13,18 @@ use rand::{RngExt, SeedableRng};
 use crate::pair::Pair;
 use crate::support::{Database, own_database, try_psql, versions};
 
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
 create table account (id int primary key, email text unique, tenant int not null default 0, body text);
 create table identity (account_id int not null references account on delete cascade on update cascade, kind text not null, value text, primary key (account_id, kind), unique (kind, value));
 create table setting (a int not null, b text not null, v jsonb, primary key (a, b));
 create table log (id bigint generated always as identity primary key, t text);
 insert into log (t) values ('stays');
 ";
-const TABLES: [&str; 3] = ["account", "identity", "setting"];
-const RULES: &str = "[[tables]]\ninclude = [\"public.*\"]\nexclude = [\"public.log\"]";
+pub const TABLES: [&str; 3] = ["account", "identity", "setting"];
+pub const RULES: &str = "[[tables]]\ninclude = [\"public.*\"]\nexclude = [\"public.log\"]";
 
 /// One transaction of the load.
-fn transaction(random: &mut StdRng) -> String {
+pub fn transaction(random: &mut StdRng) -> String {
     let mut sql = String::from("begin;");
     for _ in 0..random.random_range(1..6) {
         sql.push_str(&operation(random));
@@ -65,13 +65,15 @@ fn operation(random: &mut StdRng) -> String {
     }
 }
 
-struct Load {
+/// Sessions that write at random.
+pub struct Load {
     stop: Arc<AtomicBool>,
     sessions: Vec<JoinHandle<u64>>,
 }
 
 impl Load {
-    fn start(database: &Database, seed: u64) -> Load {
+    /// Starts them.
+    pub fn start(database: &Database, seed: u64) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let sessions = (0..3)
             .map(|number| {
@@ -82,7 +84,8 @@ impl Load {
         Load { stop, sessions }
     }
 
-    fn finish(self) -> u64 {
+    /// Ends them; gives the number of transactions.
+    pub fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.sessions.into_iter().map(|session| session.join().expect("session")).sum()
     }

@@ -10,6 +10,7 @@ mod deploy;
 mod filter;
 mod kill;
 mod large;
+mod offset;
 mod pair;
 mod pinned;
 mod reader;

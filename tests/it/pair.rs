@@ -128,6 +128,29 @@ impl Pair {
         fs::read_to_string(self.dir.path().join("run.log")).unwrap_or_default()
     }
 
+    /// Runs the fenced `sh` commands of a page in docs/runbooks, all of which must succeed; gives what they print.
+    pub fn runbook(&self, page: &str, variables: &[(&str, &str)]) -> String {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks").join(page);
+        let text = fs::read_to_string(&path).expect("a runbook");
+        let mut script = String::from("set -ex\n");
+        let mut inside = false;
+        for line in text.lines().map(str::trim) {
+            match (line, inside) {
+                ("```sh", false) => inside = true,
+                ("```", true) => inside = false,
+                (command, true) => script.push_str(&format!("{command}\n")),
+                _ => {}
+            }
+        }
+        let program = std::path::Path::new(env!("CARGO_BIN_EXE_sitepair")).parent().expect("a directory");
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).env("PATH", path).env("PIPELINE", &self.file).stdin(Stdio::null());
+        let ended = Ended::from(command.envs(variables.iter().copied()).output().expect("sh runs"));
+        assert_eq!(ended.code, 0, "{page}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    }
+
     /// Waits until `pending` proves that nothing is left.
     pub fn settle(&self) {
         let started = Instant::now();
@@ -180,16 +203,17 @@ impl Pair {
         format!("only at the source:\n  {}\nonly at the target:\n  {}", only(&here, &there), only(&there, &here))
     }
 
-    /// The journal has each offset of the topic once: no gap, no double.
+    /// Each row of the main track's journal begins where the one before it ended, and the last ends at the checkpoint.
     pub fn assert_journal_whole(&self) {
         let broken = self.target.sql(
-            "select count(*) from (select first_offset, lag(last_offset + 1) over (order by first_offset) as expected from sitepair.journal) j
-              where first_offset <> coalesce(expected, 0)",
+            "select count(*) from (select first_offset, lag(last_offset + 1) over (order by id) as expected
+                from sitepair.journal where track = 'main') j where first_offset <> coalesce(expected, 0)",
         );
         assert_eq!(broken, "0", "gaps or doubles in the journal");
-        let end = self
-            .target
-            .sql("select max(last_offset) + 1 = (select next_offset from sitepair.checkpoint) from sitepair.journal");
+        let end = self.target.sql(
+            "select (select last_offset + 1 from sitepair.journal where track = 'main' order by id desc limit 1)
+                = (select next_offset from sitepair.checkpoint where track = 'main')",
+        );
         assert_eq!(end, "t", "the journal ends where the checkpoint is");
     }
 }

@@ -1,7 +1,6 @@
 //! The checkpoint of a flow, moved by hand: to apply changes again, or to skip them.
 //!
-//! An act is the same with and without a daemon: [`perform`] is called by whoever holds the main track's origin, which is
-//! the command itself, or the conductor of the running daemon between two groups.
+//! An act is the same with and without a daemon ([`crate::pipeline::between`]).
 
 mod estimate;
 mod place;
@@ -10,19 +9,22 @@ mod reset;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::applier::{Checkpoint, checkpoint};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowName, Result, Track};
+use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
+use crate::pipeline::request::{Request, Verb};
+use crate::pipeline::seat::Quiet;
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 use crate::topic::{self, Reader};
 
 pub use estimate::Estimate;
 pub use place::{Extent, Place, Position};
-pub use reset::{Direction, Moved, Mover, no_checkpoint, plan};
+pub use reset::{Direction, Moved, Mover, Route, no_checkpoint, route};
 
-/// What can be asked of a flow's checkpoint, as `sitepair.request` carries it: `verb` is the name, the rest `argument`.
+/// What can be asked of a flow's checkpoint; as a request carries it, `verb` is the request's and the rest its argument.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
 pub enum Act {
@@ -36,17 +38,6 @@ pub enum Act {
         /// The first record to apply again.
         from: String,
     },
-}
-
-/// An act with who wants it and why.
-#[derive(Debug, Clone, Copy)]
-pub struct Wish<'a> {
-    /// What to do.
-    pub act: &'a Act,
-    /// Why.
-    pub reason: Option<&'a str>,
-    /// Who.
-    pub by: &'a str,
 }
 
 /// Opens the flow's topic for reading.
@@ -99,6 +90,61 @@ pub struct Aside {
     pub lsn: Option<String>,
 }
 
+/// Where a flow's checkpoint is, and where it can go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// The flow.
+    pub flow: String,
+    /// Offset of the next record to apply.
+    pub checkpoint_offset: u64,
+    /// Everything up to here is applied.
+    pub checkpoint_lsn: Lsn,
+    /// Commit time of the last transaction applied.
+    pub commit_time: Option<String>,
+    /// From this position on the target equals the source as of the checkpoint.
+    pub consistent_from_lsn: Lsn,
+    /// The checkpoint has reached that position.
+    pub consistent: bool,
+    /// Oldest place that the checkpoint can be set to.
+    pub first_offset: u64,
+    /// Its position.
+    pub first_lsn: Lsn,
+    /// Commit time of the first transaction behind it.
+    pub first_commit_time: Option<String>,
+    /// End of the topic.
+    pub next_offset: u64,
+    /// Its position.
+    pub end_lsn: Lsn,
+    /// Commit time of the last transaction before it.
+    pub last_commit_time: Option<String>,
+    /// Tables with a place of their own.
+    pub aside: Vec<Aside>,
+}
+
+/// Where the flow's checkpoint is, and where it can go.
+///
+/// # Errors
+/// `NotDeployed` where there is no checkpoint yet; those of the topic; transient ones.
+pub async fn show(pipeline: &Pipeline, flow: &FlowName, target: &Session) -> Result<Standing> {
+    let at = current(target, flow).await?;
+    let extent = Extent::read(&mut open(pipeline, flow).await?).await?;
+    Ok(Standing {
+        flow: flow.to_string(),
+        checkpoint_offset: at.next.0,
+        checkpoint_lsn: at.end_lsn,
+        commit_time: at.commit_time_us.map(units::rfc3339),
+        consistent_from_lsn: at.horizon,
+        consistent: !at.state().is_before(),
+        first_offset: extent.earliest.next.0,
+        first_lsn: extent.earliest.end_lsn,
+        first_commit_time: extent.first_time_us.map(units::rfc3339),
+        next_offset: extent.latest.next.0,
+        end_lsn: extent.latest.end_lsn,
+        last_commit_time: extent.latest.commit_time_us.map(units::rfc3339),
+        aside: aside(target, flow).await?,
+    })
+}
+
 /// What an act would touch; nothing is changed.
 ///
 /// # Errors
@@ -109,12 +155,12 @@ pub async fn preview(pipeline: &Pipeline, flow: &FlowName, target: &Session, act
     let extent = Extent::read(&mut topic).await?;
     let to = extent.find(&mut topic, act.place()?).await?;
     act.check(&at, &to)?;
-    let moved = plan(&at, &to, Some("dry run"))?;
+    let route = route(&at, &to, Some("dry run"))?;
     let aside = aside(target, flow).await?;
     let left_out: BTreeSet<String> = aside.iter().map(|table| table.table.clone()).collect();
     let (low, high) = (to.next.min(at.next), to.next.max(at.next));
     let estimate = Estimate::scan(&mut topic, low, high, &left_out).await?;
-    Ok(Preview { moved, inside: to.inside.map(|offset| offset.0), estimate, aside })
+    Ok(Preview { route, estimate, aside })
 }
 
 /// What `--dry-run` says.
@@ -122,9 +168,7 @@ pub async fn preview(pipeline: &Pipeline, flow: &FlowName, target: &Session, act
 pub struct Preview {
     /// From where to where.
     #[serde(flatten)]
-    pub moved: Moved,
-    /// The offset asked for, where it lies inside a transaction: the checkpoint goes to that one's start.
-    pub inside: Option<u64>,
+    pub route: Route,
     /// What would be applied again, or skipped.
     pub estimate: Estimate,
     /// Tables that keep a place of their own.
@@ -140,11 +184,11 @@ impl Act {
         }
     }
 
-    /// What the journal calls it, and `sitepair.request`.
-    pub fn verb(&self) -> &'static str {
+    /// As a request asks for it.
+    pub fn verb(&self) -> Verb {
         match self {
-            Act::OffsetReset { .. } => "offset-reset",
-            Act::Replay { .. } => "replay",
+            Act::OffsetReset { .. } => Verb::OffsetReset,
+            Act::Replay { .. } => Verb::Replay,
         }
     }
 
@@ -160,35 +204,47 @@ impl Act {
         }
     }
 
-    /// The act of a row of `sitepair.request`; `None` for another's verb.
+    /// The request for it.
+    ///
+    /// # Errors
+    /// None that can be met: an act is always a JSON object.
+    pub fn request(&self, reason: Option<String>, by: String) -> Result<Request> {
+        let unfit = |error| Fault::new(Code::Usage, format!("request: {error}"));
+        let mut argument = serde_json::to_value(self).map_err(unfit)?;
+        if let Some(object) = argument.as_object_mut() {
+            object.remove("verb");
+        }
+        Ok(Request { verb: self.verb(), argument, reason, by })
+    }
+
+    /// The act that a request names.
     ///
     /// # Errors
     /// `Usage` when the argument does not fit the verb.
-    pub fn of(verb: &str, argument: &serde_json::Value) -> Result<Option<Act>> {
-        if !["offset-reset", "replay"].contains(&verb) {
-            return Ok(None);
-        }
-        let mut whole = argument.clone();
+    pub fn of(request: &Request) -> Result<Act> {
+        let mut whole = request.argument.clone();
         if let Some(object) = whole.as_object_mut() {
-            object.insert("verb".to_owned(), verb.into());
+            object.insert("verb".to_owned(), request.verb.name().into());
         }
-        let act = serde_json::from_value(whole);
-        act.map(Some).map_err(|error| Fault::new(Code::Usage, format!("request {verb}: {error}")))
+        let unfit = |error| Fault::new(Code::Usage, format!("request {}: {error}", request.verb.name()));
+        serde_json::from_value(whole).map_err(unfit)
     }
 }
 
-/// Does it. `target` holds the origin of the flow's main track, so nothing is applied meanwhile.
+/// Does what is asked for, between two groups.
 ///
 /// # Errors
 /// `Usage` for a place that makes no sense, `TopicGap` for one that retention has dropped, `ForeignCheckpoint`,
 /// `CheckpointMoved`, transient ones. Nothing has changed then.
-pub async fn perform(pipeline: &Pipeline, flow: &FlowName, target: &Session, wish: Wish<'_>) -> Result<Moved> {
-    let mut topic = open(pipeline, flow).await?;
+pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Value> {
+    let (flow, target, act) = (quiet.flow, quiet.target, Act::of(request)?);
+    let mut topic = open(quiet.pipeline, flow).await?;
     let at = current(target, flow).await?;
-    let to = Extent::read(&mut topic).await?.find(&mut topic, wish.act.place()?).await?;
-    wish.act.check(&at, &to)?;
-    let mover = Mover { what: wish.act.verb(), reason: wish.reason, by: wish.by };
+    let to = Extent::read(&mut topic).await?.find(&mut topic, act.place()?).await?;
+    act.check(&at, &to)?;
+    let mover = Mover { what: request.verb.name(), reason: request.reason.as_deref(), by: &request.by };
     let moved = reset::reset(target, &mut topic, flow, &to, mover).await?;
-    tracing::info!(%flow, from = moved.from_offset, to = moved.to_offset, horizon = %moved.consistent_from_lsn, by = wish.by, "checkpoint moved");
-    Ok(moved)
+    let Route { from_offset, to_offset, consistent_from_lsn, .. } = &moved.route;
+    tracing::info!(%flow, from_offset, to_offset, %consistent_from_lsn, by = request.by, "checkpoint moved");
+    serde_json::to_value(&moved).map_err(|error| Fault::new(Code::Sql, format!("answer: {error}")))
 }

@@ -1,6 +1,6 @@
 //! Moving the main checkpoint: one transaction at the target, by compare-and-set, noted in the journal.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_postgres::types::ToSql;
 
 use super::place::Position;
@@ -26,7 +26,7 @@ pub struct Mover<'a> {
 }
 
 /// Which way a checkpoint goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Changes are applied again.
@@ -48,36 +48,46 @@ impl Direction {
     }
 }
 
-/// A checkpoint that was moved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Moved {
+/// From where to where a checkpoint goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
     /// Which way.
     pub direction: Direction,
     /// Offset of the next record before.
     pub from_offset: u64,
     /// Position before.
     pub from_lsn: Lsn,
-    /// Offset of the next record now.
+    /// Offset of the next record after.
     pub to_offset: u64,
-    /// Position now.
+    /// Position after.
     pub to_lsn: Lsn,
+    /// The offset asked for, where it lies inside the transaction that begins at `to_offset`.
+    pub inside: Option<u64>,
     /// From this position on the target is consistent again.
     pub consistent_from_lsn: Lsn,
-    /// Parked operations whose changes are ahead again: they are tried anew.
+}
+
+/// A checkpoint that was moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// From where to where.
+    #[serde(flatten)]
+    pub route: Route,
+    /// Parked operations that were dropped, because their changes are ahead of the checkpoint again.
     pub parked_dropped: u64,
 }
 
-/// What moving from a checkpoint to a place means.
+/// The way from a checkpoint to a place.
 ///
 /// # Errors
 /// `Usage` for a forward move without a reason, `ForeignCheckpoint` for a topic of another flow_id.
-pub fn plan(at: &Checkpoint, to: &Position, reason: Option<&str>) -> Result<Moved> {
+pub fn route(at: &Checkpoint, to: &Position, reason: Option<&str>) -> Result<Route> {
     if to.flow_id != at.flow_id {
         let what = format!("the topic is of flow_id {}, the checkpoint of {}", to.flow_id, at.flow_id);
         return Err(Fault::new(Code::ForeignCheckpoint, what));
     }
     let direction = Direction::between(at.next, to.next);
-    if direction == Direction::Forward && reason.is_none() {
+    if direction == Direction::Forward && reason.is_none_or(|reason| reason.trim().is_empty()) {
         let what = format!("going forward from offset {} to {} skips changes for ever", at.next, to.next);
         return Err(Fault::new(Code::Usage, what).remedy("see what they are by --dry-run, and say why by --reason"));
     }
@@ -85,21 +95,21 @@ pub fn plan(at: &Checkpoint, to: &Position, reason: Option<&str>) -> Result<Move
         Direction::Back | Direction::Forward => at.state().rewound(to.end_lsn).horizon(),
         Direction::None => at.horizon,
     };
-    Ok(Moved {
+    Ok(Route {
         direction,
         from_offset: at.next.0,
         from_lsn: at.end_lsn,
         to_offset: to.next.0,
         to_lsn: to.end_lsn,
+        inside: to.inside.map(|offset| offset.0),
         consistent_from_lsn,
-        parked_dropped: 0,
     })
 }
 
 /// Moves the checkpoint of the main track to `to`. `target` holds the track's origin, so nothing is applied meanwhile.
 ///
 /// # Errors
-/// As [`plan`]; `NotDeployed` where there is no checkpoint yet; `TopicGap` where retention dropped the place meanwhile;
+/// As [`route`]; `NotDeployed` where there is no checkpoint yet; `TopicGap` where retention dropped the place meanwhile;
 /// `CheckpointMoved`; transient ones. Nothing has changed then.
 pub async fn reset<T: TopicReader>(
     target: &Session,
@@ -134,17 +144,16 @@ async fn transaction<T: TopicReader>(
         return Err(Fault::new(Code::TopicGap, format!("retention has just dropped offset {}", to.next)));
     }
     let at = checkpoint::read(target, flow, Track::Main).await?.ok_or_else(|| no_checkpoint(flow))?;
-    let mut moved = plan(&at, to, mover.reason)?;
-    if moved.direction == Direction::None {
-        return Ok(moved);
-    }
-    if moved.direction == Direction::Back {
-        moved.parked_dropped = unpark(target, flow, to.next).await?;
+    let mut moved = Moved { route: route(&at, to, mover.reason)?, parked_dropped: 0 };
+    match moved.route.direction {
+        Direction::None => return Ok(moved),
+        Direction::Back => moved.parked_dropped = unpark(target, flow, to.next).await?,
+        Direction::Forward => {}
     }
     settle::before_move(target, flow).await?;
     let time_us = to.commit_time_us.or(at.commit_time_us).unwrap_or_default();
     origin::xact_setup(target, to.end_lsn, time_us).await?;
-    advance(target, &at, to, moved.consistent_from_lsn).await?;
+    advance(target, &at, to, moved.route.consistent_from_lsn).await?;
     note(target, flow, mover, &moved).await?;
     Ok(moved)
 }
