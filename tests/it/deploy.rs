@@ -328,7 +328,7 @@ async fn a_journal_goes_only_when_asked() {
 async fn a_slot_that_is_read_is_not_dropped() {
     let pair = Pair::with_table(ends()[0]);
     pair.deployed().await;
-    let mut reader = Command::new("pg_recvlogical")
+    let mut reader = Command::new(support::program("pg_recvlogical"))
         .args([
             "-d",
             &pair.source.conninfo(),
@@ -481,7 +481,7 @@ struct Background {
 
 impl Background {
     fn open(database: &Database) -> Background {
-        let mut child = Command::new("psql")
+        let mut child = Command::new(support::program("psql"))
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &database.conninfo()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

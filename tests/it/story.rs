@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::pair::Pair;
-use crate::support::{Database, database, versions};
+use crate::support::{self, Database, database, versions};
 
 fn both() -> impl Iterator<Item = u32> {
     versions().iter().map(|(version, _)| *version).filter(|version| [15, 18].contains(version))
@@ -241,7 +241,7 @@ struct Held(Child);
 
 impl Held {
     fn open(database: &Database, sql: &str) -> Held {
-        let mut psql = Command::new("psql");
+        let mut psql = Command::new(support::program("psql"));
         psql.args(["-XAtq", "-f", "-", "-d", &database.conninfo()]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut held = Held(psql.spawn().expect("psql runs"));
         held.say(sql);

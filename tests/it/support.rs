@@ -31,6 +31,13 @@ pub fn bin(version: u32) -> &'static PathBuf {
     &found.unwrap_or_else(|| panic!("PostgreSQL {version} is not in SITEPAIR_TEST_PG")).1
 }
 
+/// A client program beside a server's programs (not each version has them), else the one in PATH, which on Debian is a
+/// script that takes longer than most statements.
+pub fn program(name: &str) -> PathBuf {
+    let beside = versions().iter().map(|(_, dir)| dir.join(name)).find(|path| path.exists());
+    beside.unwrap_or_else(|| PathBuf::from(name))
+}
+
 /// A cluster of its own, for tests that kill it or change its settings.
 pub fn own_cluster(version: u32, settings: &[&str]) -> Cluster {
     // From 18 on, origins have a limit of their own.
@@ -105,7 +112,7 @@ pub fn psql(cluster: &Cluster, dbname: &str, sql: &str) -> String {
 /// Runs SQL by psql as the superuser; what it prints, or its words when it fails.
 pub fn try_psql(cluster: &Cluster, dbname: &str, sql: &str) -> Result<String, String> {
     use std::io::Write;
-    let mut child = std::process::Command::new("psql")
+    let mut child = std::process::Command::new(program("psql"))
         .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d", &cluster.conninfo("postgres", dbname)])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
