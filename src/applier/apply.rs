@@ -9,6 +9,7 @@ use super::feed::{Feed, Pending, Work};
 use super::fetch::Source;
 use super::ladder::{Done, Ladder};
 use super::park::Parked;
+use super::shadow::Shadow;
 use super::target::Target;
 use super::write::Writer;
 use super::{ApplierParts, ApplierState, Phase};
@@ -169,10 +170,14 @@ impl Run {
         let displaced: bool = displaced.map_err(|error| sqlstate::fault(&error))?.get(0);
         tracing::info!(%flow, offset = %checkpoint.next, lsn = %checkpoint.end_lsn, horizon = %checkpoint.horizon, "applying");
         self.state.send_modify(|state| state.checkpoint = Some(checkpoint.clone()));
+        let track = checkpoint.track;
+        let shadow = Shadow::load(&target.session, &flow, track).await?;
         let writer = Writer {
             target,
             source,
             flow,
+            track,
+            shadow,
             truncate: self.truncate.clone(),
             colliding: std::collections::HashMap::new(),
             parked_tables: parked.tables(),

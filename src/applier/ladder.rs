@@ -35,6 +35,8 @@ pub(super) struct Unit<'a> {
     pub commit_time_us: Option<i64>,
     pub transactions: i32,
     pub as_of: Option<Lsn>,
+    /// Where its first transaction ends; `None` in a piece.
+    pub first_end: Option<Lsn>,
 }
 
 /// A unit that was committed.
@@ -93,8 +95,15 @@ impl Ladder {
         if batch.continues {
             return Ok(vec![self.last_piece(batch).await?]);
         }
+        let first_end = batch.ends.first().map(|end| end.end_lsn);
+        if let (Some(first), Some(last)) = (first_end, batch.ends.last())
+            && self.writer.parts(first, last.end_lsn)
+        {
+            return self.singles(batch).await;
+        }
         let transactions = i32::try_from(batch.ends.len()).unwrap_or(i32::MAX);
         let unit = Unit {
+            first_end,
             changes: &batch.changes,
             plan: &batch.plan,
             counts: batch.counts.clone(),
@@ -131,6 +140,7 @@ impl Ladder {
                 commit_time_us: Some(end.commit_time_us),
                 transactions: 1,
                 as_of: batch.as_of,
+                first_end: Some(end.end_lsn),
             };
             from = end.changes;
             let outcome = self.tried(&unit).await?;
@@ -148,7 +158,7 @@ impl Ladder {
             Some(streaming) => streaming,
             None => {
                 self.writer.target.open_with("BEGIN").await?;
-                let mut effects = self.effects(batch.next, batch.as_of);
+                let mut effects = self.effects(batch.next, batch.as_of, None);
                 effects.streaming = true;
                 Streaming { effects, counts: Counts::default(), parked: Vec::new(), rows: 0 }
             }
@@ -172,6 +182,7 @@ impl Ladder {
             commit_time_us: None,
             transactions: 0,
             as_of: None,
+            first_end: None,
         };
         let parks = match self.attempts(&unit, Frame::Savepoint, &[], &mut streaming.effects).await? {
             Ok(parks) => parks,
@@ -200,6 +211,7 @@ impl Ladder {
             commit_time_us: batch.ends.last().map(|end| end.commit_time_us),
             transactions: 1,
             as_of: None,
+            first_end: None,
         };
         let mut done = self.commit(&unit, effects, parked).await?;
         done.rows = rows;
@@ -225,17 +237,26 @@ impl Ladder {
         }
     }
 
-    fn effects(&self, next: Offset, as_of: Option<Lsn>) -> Effects {
+    fn effects(&self, next: Offset, as_of: Option<Lsn>, first_end: Option<Lsn>) -> Effects {
         let mut horizon = self.checkpoint.state();
         if let Some(as_of) = as_of {
             horizon.raise(as_of);
         }
-        Effects { horizon, notes: Counts::default(), parked: 0, displaced: false, streaming: false, next }
+        Effects {
+            horizon,
+            notes: Counts::default(),
+            parked: 0,
+            displaced: false,
+            streaming: false,
+            next,
+            first_end,
+            emptied: HashSet::new(),
+        }
     }
 
     /// A unit in a transaction of its own; an error in its data comes back as the culprit, with nothing changed.
     async fn tried(&mut self, unit: &Unit<'_>) -> Result<std::result::Result<Done, Culprit>> {
-        let mut effects = self.effects(unit.next, unit.as_of);
+        let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
         match self.attempts(unit, Frame::Transaction, &[], &mut effects).await? {
             Ok(parks) => Ok(Ok(self.commit(unit, effects, parks).await?)),
             Err(culprit) => Ok(Err(culprit)),
@@ -244,7 +265,7 @@ impl Ladder {
 
     /// The last rung for a transaction.
     async fn rows(&mut self, unit: &Unit<'_>, error: Culprit) -> Result<Done> {
-        let mut effects = self.effects(unit.next, unit.as_of);
+        let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
         let parks = self.without_culprits(unit, Frame::Transaction, error, &mut effects).await?;
         self.commit(unit, effects, parks).await
     }
@@ -441,6 +462,8 @@ impl Ladder {
         let ways = Ways { colliding: true, ..self.writer.ways(view.table, effects) };
         let chosen = select(view.slots, ways, skip);
         let mut found: Vec<(u32, Culprit)> = Vec::new();
+        let saved: Vec<_> = self.writer.save(view, effects).into_iter().collect();
+        self.writer.target.flight(&saved).await?;
         self.writer.prepare_move(view).await?;
         for row in &chosen.moves {
             self.savepoint().await?;
@@ -493,6 +516,8 @@ impl Ladder {
         if effects.horizon.advance(unit.end_lsn) && (effects.displaced || self.writer.displaced) {
             self.finish_scope(&mut effects, "horizon").await?;
         }
+        let writer = &self.writer;
+        writer.shadow.reach(&writer.target.session, &writer.flow, unit.end_lsn).await?;
         let mut counts = unit.counts.clone();
         counts.merge(&effects.notes);
         let rows = unit.changes.len() as u64;
@@ -524,6 +549,7 @@ impl Ladder {
         self.checkpoint.horizon = horizon;
         self.checkpoint.updated_at_us = units::now_us();
         self.writer.displaced = self.writer.displaced && effects.horizon.is_before() || effects.displaced;
+        self.writer.shadow.committed(&effects.emptied, unit.end_lsn);
         self.writer.forget_collisions();
         self.remember_parked(&parked);
         let transactions = u64::try_from(unit.transactions).unwrap_or_default();

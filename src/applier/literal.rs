@@ -17,6 +17,8 @@ pub(super) enum Param<'a> {
     Cells(Cells<'a>),
     /// Row numbers, as `int8[]`.
     Numbers(Vec<i64>),
+    /// Texts, as `text[]`.
+    Texts(Vec<String>),
     /// A text.
     Text(String),
     /// A number.
@@ -77,6 +79,7 @@ impl ToSql for Param<'_> {
                 Ok(IsNull::No)
             }
             Param::Numbers(numbers) => numbers.to_sql(ty, out),
+            Param::Texts(texts) => texts.to_sql(ty, out),
             Param::Text(text) => text.to_sql(ty, out),
             Param::Number(number) => number.to_sql(ty, out),
         }
@@ -89,7 +92,7 @@ impl ToSql for Param<'_> {
     fn encode_format(&self, _: &Type) -> Format {
         match self {
             Param::Cells(_) => Format::Text,
-            Param::Numbers(_) | Param::Text(_) | Param::Number(_) => Format::Binary,
+            Param::Numbers(_) | Param::Texts(_) | Param::Text(_) | Param::Number(_) => Format::Binary,
         }
     }
 

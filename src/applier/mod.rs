@@ -26,6 +26,7 @@ mod reduce;
 mod relocate;
 mod select;
 pub mod settle;
+mod shadow;
 mod statement;
 mod table;
 mod target;
@@ -128,3 +129,6 @@ pub struct ApplierState {
     /// The last error that was worked around (parked), in one line.
     pub last_error: Option<String>,
 }
+
+#[cfg(test)]
+mod model_tests;

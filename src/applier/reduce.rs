@@ -46,6 +46,9 @@ pub(super) struct Slot {
     pub key: Key,
     /// The row that was under this key before the group is gone, or lives elsewhere.
     pub cleared: bool,
+    /// The key was given up within the group, even if the same row has come back to it. Before the horizon the target's row
+    /// under it may be one that the group itself saw leave.
+    pub vacated: bool,
     pub state: State,
     hash: u64,
 }
@@ -65,10 +68,12 @@ pub(super) enum Key {
 #[derive(Debug, Clone)]
 pub(super) enum State {
     Gone,
-    /// A row; `whole` when no value of it is unchanged.
+    /// A row; `whole` when no value of it is unchanged, `filled` when the reader filled values in (R3), so that it is newer
+    /// than the group.
     Live {
         image: Image,
         whole: bool,
+        filled: bool,
         origin: Origin,
     },
 }
@@ -150,11 +155,11 @@ impl TableChanges {
         let slots = &self.slots;
         self.index.insert_unique(hash, slot, |&other| slots[other as usize].hash);
         drop(values);
-        self.slots.push(Slot { key, cleared: false, state: State::Gone, hash });
+        self.slots.push(Slot { key, cleared: false, vacated: false, state: State::Gone, hash });
         slot
     }
 
-    fn put(&mut self, key: Key, image: Image, changes: &[Change]) {
+    fn put(&mut self, key: Key, image: Image, filled: bool, changes: &[Change]) {
         let fresh = self.slots.len();
         let slot = self.slot(key, changes) as usize;
         let origin = match self.slots[slot].state {
@@ -163,27 +168,30 @@ impl TableChanges {
             State::Gone => Origin::New,
         };
         let whole = is_whole(image.row(changes));
-        let (image, whole) = match (&self.slots[slot].state, whole) {
-            (State::Live { image: before, .. }, false) => merge(before.row(changes), image.row(changes)),
-            (State::Gone | State::Live { .. }, _) => (image, whole),
+        let (image, whole, filled) = match (&self.slots[slot].state, whole) {
+            (State::Live { image: before, filled: newer, .. }, false) => {
+                let (image, whole) = merge(before.row(changes), image.row(changes));
+                (image, whole, filled || *newer)
+            }
+            (State::Gone | State::Live { .. }, _) => (image, whole, filled),
         };
-        self.slots[slot].state = State::Live { image, whole, origin };
+        self.slots[slot].state = State::Live { image, whole, filled, origin };
     }
 
     fn delete(&mut self, key: Key, changes: &[Change]) {
         let slot = self.slot(key, changes) as usize;
-        self.slots[slot].cleared = true;
+        (self.slots[slot].cleared, self.slots[slot].vacated) = (true, true);
         self.slots[slot].state = State::Gone;
     }
 
-    fn change_key(&mut self, old: Key, new: Key, image: Image, changes: &[Change]) {
+    fn change_key(&mut self, old: Key, new: Key, image: Image, filled: bool, changes: &[Change]) {
         let fresh = self.slots.len();
         let from = self.slot(old, changes);
         let state = std::mem::replace(&mut self.slots[from as usize].state, State::Gone);
-        self.slots[from as usize].cleared = true;
+        (self.slots[from as usize].cleared, self.slots[from as usize].vacated) = (true, true);
         let (before, mut origin) = match state {
-            State::Live { image, origin, .. } => {
-                (Some(image), if origin == Origin::Here { Origin::Moved(from) } else { origin })
+            State::Live { image, origin, filled, .. } => {
+                (Some((image, filled)), if origin == Origin::Here { Origin::Moved(from) } else { origin })
             }
             State::Gone if from as usize == fresh => (None, Origin::Moved(from)),
             State::Gone => (None, Origin::New),
@@ -195,11 +203,14 @@ impl TableChanges {
             self.slots[to as usize].cleared = false;
         }
         let whole = is_whole(image.row(changes));
-        let (image, whole) = match (before, whole) {
-            (Some(before), false) => merge(before.row(changes), image.row(changes)),
-            (Some(_) | None, _) => (image, whole),
+        let (image, whole, filled) = match (before, whole) {
+            (Some((before, newer)), false) => {
+                let (image, whole) = merge(before.row(changes), image.row(changes));
+                (image, whole, filled || newer)
+            }
+            (Some(_) | None, _) => (image, whole, filled),
         };
-        self.slots[to as usize].state = State::Live { image, whole, origin };
+        self.slots[to as usize].state = State::Live { image, whole, filled, origin };
     }
 }
 
@@ -238,16 +249,19 @@ pub(super) fn reduce(changes: &[Change], range: Range<usize>) -> Result<Plan> {
             Change::Truncate { relations } => {
                 plan.stages.push(Stage { truncate: relations.clone(), tables: Vec::new() });
             }
-            Change::Insert { relation, .. } => plan.table(relation).put(Key::New(number), Image::At(number), changes),
+            Change::Insert { relation, .. } => {
+                plan.table(relation).put(Key::New(number), Image::At(number), false, changes);
+            }
             Change::Delete { relation, .. } => plan.table(relation).delete(Key::Old(number), changes),
-            Change::Update { relation, old_key, new, .. } => {
+            Change::Update { relation, old_key, new, as_of } => {
+                let filled = as_of.is_some();
                 let (key, image) = complete_key(relation, old_key.as_ref(), new, number)?;
                 let table = plan.table(relation);
                 match old_key {
                     Some(old) if old.iter().ne(key.values(changes, relation)) => {
-                        table.change_key(Key::Old(number), key, image, changes);
+                        table.change_key(Key::Old(number), key, image, filled, changes);
                     }
-                    Some(_) | None => table.put(key, image, changes),
+                    Some(_) | None => table.put(key, image, filled, changes),
                 }
             }
         }

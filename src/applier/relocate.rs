@@ -12,7 +12,7 @@ use super::statement::FINAL;
 use super::table::TargetColumn;
 use super::target::{Failure, Item};
 use super::write::{Check, Effects, View, Writer, cells, in_place};
-use crate::horizon::Conflict;
+use crate::horizon::{Conflict, Reserve};
 use crate::model::{Code, Fault, TableName};
 use crate::postgres::sqlstate;
 
@@ -26,7 +26,7 @@ impl Writer {
         let counts = self.target.flight(&items).await?;
         drop(items);
         for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
-            self.complete(check, effects).await?;
+            self.complete(check, effects, true).await?;
         }
         self.move_in(view, &chosen.moves, effects).await
     }
@@ -66,34 +66,62 @@ impl Writer {
 
     /// Composes the final rows of the moves and puts them in.
     pub async fn move_in(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
-        self.enter_fetched(view, moves, effects).await?;
-        let mut items = Vec::new();
-        for partial in [false, true] {
-            let slots = moves.iter().filter(|row| row.partial == partial).map(|row| row.slot);
+        const ABSENT: &str = "SELECT sitepair_nr FROM unnest($1::int8[]) AS sitepair_u(sitepair_nr) WHERE NOT EXISTS \
+             (SELECT FROM pg_temp.sitepair_moved AS sitepair_m WHERE sitepair_m.sitepair_nr = sitepair_u.sitepair_nr) \
+             ORDER BY 1";
+        let partial: Vec<u32> = moves.iter().filter(|row| row.partial).map(|row| row.slot).collect();
+        if !partial.is_empty() {
+            let absent = self.numbers(view.table, ABSENT, &[numbers(partial.into_iter())]).await?;
+            match self.reserve(view.table, effects) {
+                Reserve::Shadow => drop(self.recall(view, &absent, effects).await?),
+                Reserve::Source | Reserve::Nothing => self.enter_fetched(view, &absent, effects).await?,
+            }
+        }
+        let (mut items, mut newer) = (Vec::new(), Vec::new());
+        for (partial, filled) in [(false, false), (false, true), (true, false), (true, true)] {
+            let slots = moves.iter().filter(|row| (row.partial, row.filled) == (partial, filled)).map(|row| row.slot);
             for (present, slots) in view.by_shape(slots) {
+                if effects.horizon.is_before() && (filled || partial && !view.table.brings_unique(&present)) {
+                    newer.extend(slots);
+                    continue;
+                }
                 let mut params = view.values(&present, &slots);
                 params.push(numbers(slots.iter().copied()));
                 items.push(view.item(view.table.compose(&present, partial), params));
             }
         }
+        self.enter_one_by_one(view, &newer, effects).await?;
         let displacing = self.enter(view, effects, &mut items);
         let counts = self.target.flight(&items).await?;
         note_displaced(view, &counts[displacing], effects);
         Ok(())
     }
 
-    /// Partial rows for which nothing was moved out come from the source. They are newer than the log, so they may hold
-    /// each other's unique values and those of the rows that follow: one after another, each displaces what it must.
-    async fn enter_fetched(&mut self, view: View<'_>, moves: &[Move], effects: &mut Effects) -> Result<(), Failure> {
-        const ABSENT: &str = "SELECT sitepair_nr FROM unnest($1::int8[]) AS sitepair_u(sitepair_nr) WHERE NOT EXISTS \
-             (SELECT FROM pg_temp.sitepair_moved AS sitepair_m WHERE sitepair_m.sitepair_nr = sitepair_u.sitepair_nr) \
-             ORDER BY 1";
-        let partial: Vec<u32> = moves.iter().filter(|row| row.partial).map(|row| row.slot).collect();
-        if partial.is_empty() {
-            return Ok(());
+    /// Rows that may hold unique values newer than the log, those of each other and of the rows that follow among them: one
+    /// after another, each displaces what it must. Partial ones are composed from the rows moved out.
+    pub async fn enter_one_by_one(
+        &mut self,
+        view: View<'_>,
+        slots: &[u32],
+        effects: &mut Effects,
+    ) -> Result<(), Failure> {
+        let (mut items, mut displacing) = (Vec::new(), Vec::new());
+        for (present, slots) in view.by_shape(slots.iter().copied()) {
+            let partial = present.len() < view.table.inserted().count();
+            for slot in slots {
+                let mut params = view.values(&present, &[slot]);
+                params.push(numbers(std::iter::once(slot)));
+                items.push(view.item(view.table.compose(&present, partial), params));
+                displacing.extend(self.enter(view, effects, &mut items));
+                items.push(view.item(format!("TRUNCATE {FINAL}"), Vec::new()));
+            }
         }
-        let absent = self.numbers(view.table, ABSENT, &[numbers(partial.into_iter())]).await?;
-        let rows = self.fetch(view, &absent, effects).await?;
+        self.enter_items(view, &items, &displacing, effects).await
+    }
+
+    /// Partial rows for which nothing was moved out come from the source: [`Writer::enter_one_by_one`].
+    async fn enter_fetched(&mut self, view: View<'_>, absent: &[u32], effects: &mut Effects) -> Result<(), Failure> {
+        let rows = self.fetch(view, absent, effects).await?;
         let columns: Vec<&TargetColumn> = view.table.inserted().collect();
         let (mut items, mut displacing) = (Vec::new(), Vec::new());
         for (slot, row) in &rows {
@@ -104,8 +132,18 @@ impl Writer {
             displacing.extend(self.enter(view, effects, &mut items));
             items.push(view.item(format!("TRUNCATE {FINAL}"), Vec::new()));
         }
-        let counts = self.target.flight(&items).await?;
-        let displaced: Vec<u64> = displacing.into_iter().map(|at| counts[at]).collect();
+        self.enter_items(view, &items, &displacing, effects).await
+    }
+
+    async fn enter_items(
+        &mut self,
+        view: View<'_>,
+        items: &[Item<'_>],
+        displacing: &[usize],
+        effects: &mut Effects,
+    ) -> Result<(), Failure> {
+        let counts = self.target.flight(items).await?;
+        let displaced: Vec<u64> = displacing.iter().map(|at| counts[*at]).collect();
         note_displaced(view, &displaced, effects);
         Ok(())
     }
@@ -113,14 +151,21 @@ impl Writer {
     /// Adds what puts the composed rows in, after setting aside the rows that hold their unique values where that is
     /// right; gives the items whose counts are of displaced rows.
     fn enter<'a>(&self, view: View<'a>, effects: &Effects, items: &mut Vec<Item<'a>>) -> Range<usize> {
-        let from = items.len();
         let parked = self.parked_tables.contains(&view.table.relation.table);
-        if effects.horizon.conflict(effects.streaming, parked) == Conflict::Displace {
+        let displaces = effects.horizon.conflict(effects.streaming, parked) == Conflict::Displace;
+        if displaces {
+            items.push(view.item(view.table.make_room(), Vec::new()));
+        }
+        let from = items.len();
+        if displaces {
             let scope = if effects.horizon.is_before() { "horizon" } else { "transaction" };
+            let save = self.reserve(view.table, effects) == Reserve::Shadow;
             for index in &view.table.others {
                 let next = i64::try_from(effects.next.0).unwrap_or(i64::MAX);
-                let params = vec![Param::Text(self.flow.clone()), Param::Number(next), Param::Text(scope.to_owned())];
-                items.push(view.item(view.table.displace(index), params));
+                let texts = [scope, self.track.name()].map(|text| Param::Text(text.to_owned()));
+                let mut params = vec![Param::Text(self.flow.clone()), Param::Number(next)];
+                params.extend(texts);
+                items.push(view.item(view.table.displace(index, save), params));
             }
         }
         let displacing = from..items.len();

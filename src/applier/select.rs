@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::reduce::{Origin, State, TableChanges};
+use super::reduce::{Origin, Slot, State, TableChanges};
 use crate::horizon::Heir;
 
 /// What decides the way.
@@ -39,30 +39,33 @@ pub(super) struct Move {
     pub base: Option<u32>,
     /// Unchanged values must come from somewhere.
     pub partial: bool,
+    /// The row is newer than the group (R3).
+    pub filled: bool,
 }
 
 /// Sorts a table's slots, leaving out those in `skip` (they are parked: what they touch stays as it is).
 pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> Selection {
     let mut chosen = Selection::default();
     for (number, slot) in (0u32..).zip(&table.slots) {
-        let State::Live { whole, origin, .. } = &slot.state else { continue };
+        let State::Live { whole, filled, origin, .. } = &slot.state else { continue };
         if skip.contains(&number) {
             continue;
         }
-        let own = (!slot.cleared).then_some(number);
+        let own = (!gone(slot, ways.heir)).then_some(number);
         let base = match (ways.heir, origin) {
             (Heir::NewKey, _) | (Heir::OldKey, Origin::Here) => own,
             (Heir::OldKey, Origin::Moved(from)) => Some(*from),
             (Heir::OldKey, Origin::New) => None,
         };
         let must_move = match origin {
-            Origin::Here => false,
+            // Came home, but what lies under the key may not be this row.
+            Origin::Here => !whole && gone(slot, ways.heir),
             Origin::New => !whole,
             // The target's own columns follow the row too.
             Origin::Moved(_) => true,
         };
         if must_move || ways.colliding {
-            chosen.moves.push(Move { slot: number, base, partial: !whole });
+            chosen.moves.push(Move { slot: number, base, partial: !whole, filled: *filled });
         } else if *whole {
             chosen.upserts.push(number);
         } else {
@@ -70,10 +73,19 @@ pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> S
         }
     }
     let bases: HashSet<u32> = chosen.moves.iter().filter_map(|row| row.base).collect();
-    let goes = |(number, cleared): &(u32, bool)| *cleared && !bases.contains(number) && !skip.contains(number);
-    let cleared = (0u32..).zip(table.slots.iter().map(|slot| slot.cleared));
-    chosen.deletes = cleared.filter(goes).map(|(number, _)| number).collect();
+    let goes =
+        |(number, slot): &(u32, &Slot)| gone(slot, ways.heir) && !bases.contains(number) && !skip.contains(number);
+    chosen.deletes = (0u32..).zip(&table.slots).filter(goes).map(|(number, _)| number).collect();
     chosen
+}
+
+/// The target's row under the key is none that the final row may build on. A whole row takes only the target's own columns
+/// from it.
+fn gone(slot: &Slot, heir: Heir) -> bool {
+    match (heir, &slot.state) {
+        (Heir::NewKey, State::Live { whole: false, .. }) => slot.vacated,
+        (Heir::NewKey | Heir::OldKey, State::Live { .. } | State::Gone) => slot.cleared,
+    }
 }
 
 /// All slots that must be parked when those in `culprits` are: a row whose origin or whose place belongs to a parked one

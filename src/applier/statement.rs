@@ -186,26 +186,91 @@ impl Table {
         )
     }
 
-    /// Sets aside the rows that hold a unique value of a final row; parameters: flow, offset, scope. Gives their keys.
-    pub fn displace(&self, index: &OtherIndex) -> String {
+    /// Deletes the rows under the keys of the final rows: what takes their place builds on other ones.
+    pub fn make_room(&self) -> String {
+        let same =
+            self.key_columns().map(|column| format!("sitepair_t.{0} {1} sitepair_w.{0}", column.name, column.equals));
+        let (finals, same) = (self.finals(), join(same, " AND "));
+        format!("DELETE FROM {} AS sitepair_t USING {finals} AS sitepair_w WHERE {same}", self.sql)
+    }
+
+    /// The final rows with the columns that the target computes, which are not stored among them.
+    fn finals(&self) -> String {
+        let computed = self.computed.iter().map(|(name, expression)| format!(", ({expression}) AS {name}"));
+        format!("(SELECT *{} FROM {FINAL})", join(computed, ""))
+    }
+
+    /// Sets aside the rows, within the rule, that hold a unique value of a final row; parameters: flow, offset, scope,
+    /// track. With `save` their images go to the shadow too.
+    pub fn displace(&self, index: &OtherIndex, save: bool) -> String {
         let terms = join(index.terms.iter().enumerate().map(|(n, (term, _))| format!("{term} AS sitepair_x{n}")), ", ");
         let conflicts = index.terms.iter().enumerate();
         let conflicts =
             join(conflicts.map(|(n, (term, operator))| format!("{term} {operator} sitepair_w.sitepair_x{n}")), " AND ");
         let predicate = index.predicate.clone().unwrap_or_else(|| "true".to_owned());
-        let schema = quote_literal(&self.relation.table.schema);
-        let name = quote_literal(&self.relation.table.name);
+        let (schema, name) = self.names();
+        let saved = format!(
+            ", sitepair_saved AS (INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row) \
+             SELECT $1, {schema}, {name}, key, whole_row FROM sitepair_gone ON CONFLICT DO NOTHING)"
+        );
         format!(
             "WITH sitepair_gone AS (DELETE FROM {} AS sitepair_t USING \
-             (SELECT {terms} FROM {FINAL} WHERE {predicate}) AS sitepair_w WHERE {conflicts} AND ({predicate}) \
+             (SELECT {terms} FROM {} AS sitepair_f WHERE {predicate}) AS sitepair_w WHERE {conflicts} AND ({predicate}){} \
              RETURNING {} AS key, sitepair_t::text AS whole_row), sitepair_noted AS (\
              INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, reason) \
-             SELECT $1, $2, {schema}, {name}, 'displaced', key, 'another row needs its unique value' FROM sitepair_gone) \
-             INSERT INTO sitepair.displaced (flow, next_offset, scope, table_schema, table_name, key, whole_row) \
-             SELECT $1, $2, $3, {schema}, {name}, key, whole_row FROM sitepair_gone",
+             SELECT $1, $2, {schema}, {name}, 'displaced', key, 'another row needs its unique value' FROM sitepair_gone){} \
+             INSERT INTO sitepair.displaced (flow, next_offset, scope, track, table_schema, table_name, key, whole_row) \
+             SELECT $1, $2, $3, $4, {schema}, {name}, key, whole_row FROM sitepair_gone",
             self.sql,
+            self.finals(),
+            self.filter(),
             self.key_json("sitepair_t"),
+            if save { saved.as_str() } else { "" },
         )
+    }
+
+    /// Saves the rows under these keys, within the rule, unless an image of theirs is there already; parameters: key
+    /// columns, flow (H4d).
+    pub fn save(&self) -> String {
+        let rows = rows(self.key_columns(), false);
+        let (schema, name) = self.names();
+        format!(
+            "INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row) \
+             SELECT ${}, {schema}, {name}, {}, sitepair_t::text FROM {} AS sitepair_t, {} WHERE {}{} ON CONFLICT DO NOTHING",
+            self.key_columns().count() + 1,
+            self.key_json("sitepair_t"),
+            self.sql,
+            rows.from,
+            self.matches(&rows),
+            self.filter()
+        )
+    }
+
+    /// Puts the images of these keys among the rows moved out; parameters: keys as JSON arrays, numbers, flow. Gives the
+    /// numbers of those that are there.
+    pub fn recall(&self) -> String {
+        let (schema, name) = self.names();
+        format!(
+            "WITH sitepair_in AS (INSERT INTO {MOVED} SELECT sitepair_s.sitepair_nr, {} FROM \
+             (SELECT sitepair_u.sitepair_nr, sitepair_h.whole_row::{} AS sitepair_r \
+              FROM unnest($1::pg_catalog.text[], $2::int8[]) AS sitepair_u(sitepair_key, sitepair_nr) \
+              JOIN sitepair.shadow AS sitepair_h ON sitepair_h.flow = $3 AND sitepair_h.table_schema = {schema} \
+               AND sitepair_h.table_name = {name} AND sitepair_h.key = sitepair_u.sitepair_key::jsonb OFFSET 0) AS sitepair_s \
+             RETURNING sitepair_nr) SELECT sitepair_nr FROM sitepair_in ORDER BY 1",
+            self.stored("(sitepair_s.sitepair_r)."),
+            self.sql
+        )
+    }
+
+    /// Schema and name as constants.
+    fn names(&self) -> (String, String) {
+        (quote_literal(&self.relation.table.schema), quote_literal(&self.relation.table.name))
+    }
+
+    /// These columns bring all that any other unique index is over, so far as that can be told by their names.
+    pub fn brings_unique(&self, present: &[&TargetColumn]) -> bool {
+        let brought = |name: &String| present.iter().any(|column| column.name == quote_ident(name));
+        self.others.iter().all(|index| !index.columns.is_empty() && index.columns.iter().all(brought))
     }
 
     /// A row's key as a JSON array of the texts that the source would print too.

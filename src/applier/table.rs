@@ -65,6 +65,8 @@ pub(super) struct Table {
     /// A replicated column outside of the key is GENERATED ALWAYS AS IDENTITY: only INSERT can give it its value (A4).
     pub insert_only: bool,
     pub others: Vec<OtherIndex>,
+    /// Columns that the target computes, quoted, each with its expression.
+    pub computed: Vec<(String, String)>,
     /// Tables that reference it.
     pub referenced_by: Vec<TableName>,
 }
@@ -78,6 +80,7 @@ pub(super) struct Catalog {
     /// Equality operators of types that are not built in.
     equalities: HashMap<u32, String>,
     indexes: HashMap<u32, Vec<(String, OtherIndex)>>,
+    computed: HashMap<u32, Vec<(String, String)>>,
     matched: HashMap<Arc<Relation>, Arc<Table>>,
 }
 
@@ -108,6 +111,10 @@ const INDEXES: &str = "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.in
            (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')) \
      GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred";
 
+/// Generated columns and their expressions.
+const COMPUTED: &str = "SELECT d.adrelid, quote_ident(a.attname), pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d \
+     JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE a.attgenerated <> ''";
+
 impl Catalog {
     /// Reads it anew; `tables` comes from `postgres::catalog`.
     pub async fn load(client: &Client, tables: Vec<CatalogTable>) -> Result<Self> {
@@ -129,6 +136,9 @@ impl Catalog {
                 columns: columns.into_iter().collect::<Option<_>>().unwrap_or_default(),
             };
             catalog.indexes.entry(row.get(0)).or_default().push((row.get(1), index));
+        }
+        for row in client.query(COMPUTED, &[]).await.map_err(fault)? {
+            catalog.computed.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
         }
         catalog.tables = tables.into_iter().map(|table| (table.table.clone(), table)).collect();
         Ok(catalog)
@@ -211,6 +221,7 @@ impl Catalog {
             insert_only: columns.iter().any(|column| column.inserted && !column.set && !column.key),
             stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
             others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
+            computed: self.computed.get(&found.oid).cloned().unwrap_or_default(),
             referenced_by: found.referenced_by.clone(),
             columns,
         })

@@ -7,12 +7,14 @@ use super::TruncateRule;
 use super::fetch::Source;
 use super::literal::{Cells, Param};
 use super::reduce::{Counts, Plan, Stage, State, TableChanges};
+use super::relocate::key_json;
 use super::select::{Selection, Ways, select};
+use super::shadow::Shadow;
 use super::table::{Form, Table, TargetColumn};
 use super::target::{Culprit, Failure, Item, Target};
 use crate::config::TruncatePolicy;
-use crate::horizon::{Horizon, Missing};
-use crate::model::{Change, Code, Datum, Fault, Offset, Relation, TableName};
+use crate::horizon::{Horizon, Missing, Reserve};
+use crate::model::{Change, Code, Datum, Fault, Lsn, Offset, Relation, TableName, Track};
 
 /// Groups for which a table that collided once is moved out at once.
 const COLLIDING_GROUPS: u32 = 100;
@@ -22,6 +24,9 @@ pub(super) struct Writer {
     pub target: Target,
     pub source: Source,
     pub flow: String,
+    pub track: Track,
+    /// Tables that are before the end of a rewind.
+    pub shadow: Shadow,
     pub truncate: TruncateRule,
     /// Tables whose rows collided, and for how many groups that is remembered.
     pub colliding: HashMap<TableName, u32>,
@@ -43,6 +48,10 @@ pub(super) struct Effects {
     pub streaming: bool,
     /// The journal's offset after the group.
     pub next: Offset,
+    /// Where the first transaction ends; `None` inside a transaction that comes in pieces.
+    pub first_end: Option<Lsn>,
+    /// Tables that a TRUNCATE has emptied.
+    pub emptied: HashSet<TableName>,
 }
 
 /// Slots that are left out, by stage and table of a plan.
@@ -159,10 +168,23 @@ impl Writer {
         stage.tables.iter().map(|table| self.target.catalog.table(&table.relation).map_err(Failure::Stale)).collect()
     }
 
+    /// Where values come from that a table lacks. An idle position before the transactions does not count as theirs.
+    pub fn reserve(&self, table: &Table, effects: &Effects) -> Reserve {
+        let name = &table.relation.table;
+        let replayed_to = self.shadow.replayed_to(name).filter(|to| effects.first_end.is_none_or(|end| end <= *to));
+        let replayed_to = replayed_to.filter(|_| !effects.emptied.contains(name));
+        effects.horizon.reserve(self.source.in_reach(), replayed_to)
+    }
+
+    /// Transactions that end at `first` and at `last` must not be written as one group.
+    pub fn parts(&self, first: Lsn, last: Lsn) -> bool {
+        !self.source.in_reach() && self.shadow.ends_within(first, last)
+    }
+
     /// How a table's rows are written now.
     pub fn ways(&self, table: &Table, effects: &Effects) -> Ways {
         let colliding = table.insert_only || self.colliding.contains_key(&table.relation.table);
-        Ways { heir: effects.horizon.heir(), colliding }
+        Ways { heir: effects.horizon.heir(self.reserve(table, effects)), colliding }
     }
 
     async fn stage(
@@ -188,7 +210,7 @@ impl Writer {
             })
             .collect();
         // Most tables of most groups: everything in one flight.
-        let mut items = Vec::new();
+        let mut items: Vec<Item<'_>> = views().filter_map(|view| self.save(view, effects)).collect();
         let mut checks = Vec::new();
         for (view, chosen) in views().zip(&chosen).filter(|(_, chosen)| chosen.moves.is_empty()) {
             in_place(view, chosen, &mut items, &mut checks);
@@ -196,7 +218,7 @@ impl Writer {
         let counts = self.target.flight(&items).await?;
         drop(items);
         for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
-            self.complete(check, effects).await?;
+            self.complete(check, effects, false).await?;
         }
         for (view, chosen) in views().zip(&chosen).filter(|(_, chosen)| !chosen.moves.is_empty()) {
             self.relocate(view, chosen, effects).await?;
@@ -204,12 +226,30 @@ impl Writer {
         Ok(())
     }
 
-    /// Rows that partial updates did not find are fetched and written whole (H4a).
-    pub async fn complete(&mut self, check: &Check<'_>, effects: &mut Effects) -> Result<(), Failure> {
+    /// What saves the rows that a stage is about to touch, where they may be needed (H4d).
+    pub fn save<'a>(&self, view: View<'a>, effects: &Effects) -> Option<Item<'a>> {
+        if self.reserve(view.table, effects) != Reserve::Shadow {
+            return None;
+        }
+        let mut params = view.keys(0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX));
+        params.push(Param::Text(self.flow.clone()));
+        Some(view.item(view.table.save(), params))
+    }
+
+    /// Rows that partial updates did not find are fetched and written whole (H4a), or composed from their images (H4d);
+    /// `moving` while the temporary tables are in use.
+    pub async fn complete(&mut self, check: &Check<'_>, effects: &mut Effects, moving: bool) -> Result<(), Failure> {
         let view = check.view;
         let mut params = view.keys(check.slots.iter().copied());
         params.push(Param::Numbers(check.slots.iter().map(|slot| i64::from(*slot)).collect()));
         let absent = self.numbers(view.table, &view.table.missing(), &params).await?;
+        if self.reserve(view.table, effects) == Reserve::Shadow {
+            if !moving {
+                self.prepare_move(view).await?;
+            }
+            let found = self.recall(view, &absent, effects).await?;
+            return self.enter_one_by_one(view, &found, effects).await;
+        }
         let rows = self.fetch(view, &absent, effects).await?;
         let columns: Vec<&TargetColumn> = view.table.inserted().collect();
         if rows.is_empty() {
@@ -220,6 +260,21 @@ impl Writer {
             .map(|column| cells(column, rows.iter().map(|(_, row)| &row[column.position]).collect()))
             .collect();
         self.target.flight(&[view.item(view.table.upsert(), params)]).await.map(|_| ())
+    }
+
+    /// Puts the images of these slots' keys among the rows moved out. Those without one are noted and skipped.
+    pub async fn recall(&mut self, view: View<'_>, slots: &[u32], effects: &mut Effects) -> Result<Vec<u32>, Failure> {
+        let keys = slots.iter().map(|slot| key_json(&view.key(*slot))).collect();
+        let numbers = slots.iter().map(|slot| i64::from(*slot)).collect();
+        let params = [Param::Texts(keys), Param::Numbers(numbers), Param::Text(self.flow.clone())];
+        let found = self.numbers(view.table, &view.table.recall(), &params).await?;
+        let name = &view.table.relation.table;
+        for (what, number) in [("recalled", found.len()), ("skipped", slots.len() - found.len())] {
+            if number > 0 {
+                effects.notes.add(name, what, number as u64);
+            }
+        }
+        Ok(found)
     }
 
     /// Runs a query whose only column is a row number.
@@ -240,10 +295,11 @@ impl Writer {
         effects: &mut Effects,
     ) -> Result<Vec<(u32, Vec<Datum>)>, Failure> {
         let name = &view.table.relation.table;
-        match effects.horizon.missing(self.source.in_reach()) {
+        match effects.horizon.missing(self.reserve(view.table, effects)) {
             Missing::Fetch => {}
-            Missing::Unresolved if slots.is_empty() => {}
-            Missing::Unresolved => {
+            // Images are recalled before it comes to this.
+            Missing::Recall | Missing::Unresolved if slots.is_empty() => {}
+            Missing::Recall | Missing::Unresolved => {
                 let what = "an update without all values found no row, and the source is out of reach".to_owned();
                 let (table, sqlstate) = (name.clone(), String::new());
                 return Err(Failure::Data(Culprit { table, sqlstate, what, collision: false }));
@@ -285,10 +341,13 @@ impl Writer {
             items.push(Item { sql, params: Vec::new(), table: Arc::clone(first) });
         }
         self.target.flight(&items).await?;
-        if self.displaced || effects.displaced {
-            for table in &tables {
-                self.settle_all(&table.relation.table).await?;
+        for table in &tables {
+            let name = &table.relation.table;
+            if self.displaced || effects.displaced {
+                self.settle_all(name).await?;
             }
+            self.shadow.empty(&self.target.session, &self.flow, name).await?;
+            effects.emptied.insert(name.clone());
         }
         Ok(())
     }

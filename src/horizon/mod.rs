@@ -24,13 +24,27 @@ pub struct Horizon {
     horizon: Lsn,
 }
 
+/// Where the values of a row come from that a record leaves out and the target lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// The source, as it is now.
+    Source,
+    /// The first images of rows since a rewind, in `sitepair.shadow`: while the table is before the end of the rewind.
+    Shadow,
+    /// Nowhere; the table is exactly at the log's position, but for rows that came whole.
+    Nothing,
+}
+
 /// What to do about the row that an update without all values needs and the target lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
     /// Read it from the source by its new key; that raises the horizon. A row that the source has no more is skipped: the
     /// record that ends it is ahead.
     Fetch,
-    /// The source is out of reach: the change can't be completed.
+    /// Take its first image. A row without one did not exist where the rewind began and is skipped: the record that ends
+    /// it is ahead.
+    Recall,
+    /// The change can't be completed: an error in the data.
     Unresolved,
 }
 
@@ -48,7 +62,8 @@ pub enum Conflict {
 pub enum Heir {
     /// The row under the old key, as in the source.
     OldKey,
-    /// The row that is already under the new key, else one fetched: the row under the old key may be a later one.
+    /// The row that is already under the new key, else one from the [`Reserve`]: the row under the old key may be a later
+    /// one.
     NewKey,
 }
 
@@ -97,9 +112,29 @@ impl Horizon {
         before && !self.is_before()
     }
 
-    /// A partial update finds no row (H4a). The same on both sides of the horizon: the fetch itself raises it.
-    pub fn missing(&self, source_in_reach: bool) -> Missing {
-        if source_in_reach { Missing::Fetch } else { Missing::Unresolved }
+    /// Where values can come from that a table lacks (H4a, H4d). `replayed_to` is the position of which all rows of the table
+    /// are that no record has touched since a rewind; `None` for a table that was not rewound, or was emptied since.
+    ///
+    /// A group of transactions must not reach across `replayed_to` without [`Reserve::Source`]: behind it the images are
+    /// outdated.
+    pub fn reserve(&self, source_in_reach: bool, replayed_to: Option<Lsn>) -> Reserve {
+        if source_in_reach {
+            Reserve::Source
+        } else if replayed_to.is_some_and(|to| self.position < to) {
+            Reserve::Shadow
+        } else {
+            Reserve::Nothing
+        }
+    }
+
+    /// A partial update finds no row (H4a). With the source the same on both sides of the horizon: the fetch itself raises
+    /// it.
+    pub fn missing(&self, reserve: Reserve) -> Missing {
+        match reserve {
+            Reserve::Source => Missing::Fetch,
+            Reserve::Shadow => Missing::Recall,
+            Reserve::Nothing => Missing::Unresolved,
+        }
     }
 
     /// A unique value is held by a row outside of what is being written (H4e). `inside_transaction` is set while a
@@ -109,9 +144,14 @@ impl Horizon {
         if !parked && (self.is_before() || inside_transaction) { Conflict::Displace } else { Conflict::Fail }
     }
 
-    /// Where a key change takes unchanged values from (H4b).
-    pub fn heir(&self) -> Heir {
-        if self.is_before() { Heir::NewKey } else { Heir::OldKey }
+    /// Where a key change takes unchanged values from (H4b). A table without a reserve has no row newer than the log but
+    /// those that came whole, filled in by the reader (R3), and such a table never leaves values out.
+    pub fn heir(&self, reserve: Reserve) -> Heir {
+        match reserve {
+            Reserve::Source if self.is_before() => Heir::NewKey,
+            Reserve::Shadow => Heir::NewKey,
+            Reserve::Source | Reserve::Nothing => Heir::OldKey,
+        }
     }
 }
 
@@ -124,13 +164,23 @@ mod tests {
         for (position, horizon, before) in [(10, 10, false), (9, 10, true), (11, 10, false)] {
             let state = Horizon::new(Lsn(position), Lsn(horizon));
             assert_eq!(state.is_before(), before);
-            assert_eq!(state.heir(), if before { Heir::NewKey } else { Heir::OldKey });
+            assert_eq!(state.heir(Reserve::Source), if before { Heir::NewKey } else { Heir::OldKey });
+            assert_eq!((state.heir(Reserve::Shadow), state.heir(Reserve::Nothing)), (Heir::NewKey, Heir::OldKey));
             assert_eq!(state.conflict(false, false), if before { Conflict::Displace } else { Conflict::Fail });
             assert_eq!(state.conflict(true, false), Conflict::Displace);
             assert_eq!(state.conflict(true, true), Conflict::Fail);
             assert_eq!(state.conflict(false, true), Conflict::Fail);
-            assert_eq!(state.missing(true), Missing::Fetch);
-            assert_eq!(state.missing(false), Missing::Unresolved);
+        }
+        let state = Horizon::new(Lsn(10), Lsn(10));
+        for (in_reach, replayed_to, reserve, missing) in [
+            (true, None, Reserve::Source, Missing::Fetch),
+            (true, Some(11), Reserve::Source, Missing::Fetch),
+            (false, Some(11), Reserve::Shadow, Missing::Recall),
+            (false, Some(10), Reserve::Nothing, Missing::Unresolved),
+            (false, None, Reserve::Nothing, Missing::Unresolved),
+        ] {
+            assert_eq!(state.reserve(in_reach, replayed_to.map(Lsn)), reserve);
+            assert_eq!(state.missing(reserve), missing);
         }
     }
 
@@ -146,6 +196,10 @@ mod tests {
         assert!(state.advance(Lsn(30)));
         assert!(!state.advance(Lsn(31)));
         assert_eq!(state.position(), Lsn(31));
+        let back = state.rewound(Lsn(5));
+        assert_eq!(back, Horizon::new(Lsn(5), Lsn(31)));
+        assert_eq!(back.rewound(Lsn(2)).horizon(), Lsn(31), "a rewind inside a rewind does not lower it");
+        assert_eq!(Horizon::new(Lsn(31), Lsn(20)).joined(Horizon::new(Lsn(31), Lsn(40))).horizon(), Lsn(40));
     }
 }
 

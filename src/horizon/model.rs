@@ -58,7 +58,7 @@ impl Target<'_> {
             Entry::Rekey { from, to, unique, big } => {
                 self.displaced.retain(|key, _| *key != from && *key != to);
                 let (old, own) = (self.table.remove(&from), self.table.remove(&to));
-                let heir = self.state.heir();
+                let heir = self.state.heir(Reserve::Source);
                 self.write(to, unique, big, if heir == Heir::OldKey { old } else { own });
             }
             Entry::Delete { key } => {
@@ -79,7 +79,7 @@ impl Target<'_> {
             (Some(big), _) => (unique, big),
             (None, Some(before)) => (unique, before.1),
             (None, None) => {
-                assert_eq!(self.state.missing(true), Missing::Fetch);
+                assert_eq!(self.state.missing(Reserve::Source), Missing::Fetch);
                 self.state.raise(self.source.1);
                 match self.source.0.get(&key) {
                     Some(row) => *row,

@@ -7,6 +7,7 @@ mod ladder;
 mod pair;
 mod random;
 mod resume;
+mod shadow;
 mod shapes;
 mod types;
 

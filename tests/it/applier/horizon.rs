@@ -135,3 +135,54 @@ async fn what_can_not_be_put_back_at_the_horizon_is_parked() {
         );
     }
 }
+
+/// A row that the rule does not let through is none of ours: it never gives way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_outside_of_the_rule_is_never_displaced() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.filters.insert("t".into(), "v <> 'foreign'".into());
+        pair.target.sql("insert into t values (8, 5, 'foreign'), (9, 6, 'ours')");
+        pair.source.sql("insert into t values (2, 6, 'b')");
+        horizon_now(&pair).await;
+        pair.pull().await;
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u, ' ' order by id) from t"), "2:6 8:5");
+        pair.source.sql("insert into t values (1, 5, 'a')");
+        horizon_now_ahead(&pair).await;
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert!(fault.code.name() == "data-error" && fault.what.contains("t_u_key"), "{fault}");
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || u, ' ' order by id) from t"), "2:6 8:5");
+    }
+}
+
+/// Raises the horizon without applying anything.
+async fn horizon_now_ahead(pair: &Pair) {
+    let lsn = pair.source.sql("select pg_current_wal_insert_lsn()");
+    pair.target.sql(&format!("update sitepair.checkpoint set horizon = '{lsn}'"));
+}
+
+/// Unique indexes may be over columns that the target computes, over columns of its own, over expressions, and partial.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_computed_unique_value_gives_way() {
+    let at_target = "create table t (id int primary key, u int, v text, big text, own serial unique, \
+         twice int generated always as (u * 2) stored unique); create unique index on t (lower(v)) where u > 0";
+    for version in versions() {
+        let mut pair =
+            Pair::with(version, "create table t (id int primary key, u int, v text, big text)", at_target).await;
+        pair.source.sql("insert into t values (1, 5, 'A')");
+        pair.source.sql("insert into t values (3, 7, 'B')");
+        pair.target.sql("insert into t values (8, 5, 'x'), (9, 2, 'b')");
+        horizon_now(&pair).await;
+        // Up to the horizon only one transaction is there, so that what gave way stays so.
+        pair.pull().await;
+        let last = pair.topic.0.lock().unwrap().pop().unwrap();
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || twice, ' ' order by id) from t"), "1:10 9:4");
+        pair.topic.append(last);
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select string_agg(id || ':' || twice, ' ' order by id) from t"), "1:10 3:14");
+        assert_eq!(pair.target.sql("select string_agg(key->>0, ' ' order by key) from (select key from sitepair.displaced union select key from sitepair.parked) x"), "8 9");
+    }
+}

@@ -6,7 +6,7 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use super::{Pair, versions};
 
-const DDL: &str = "create table a (id int primary key, u int unique, v text, big text); alter table a alter big set storage external; \
+pub const DDL: &str = "create table a (id int primary key, u int unique, v text, big text); alter table a alter big set storage external; \
     create table b (x text, y int, v numeric, w text unique, primary key (x, y)); \
     create table c (id int, region int, v text, big text, primary key (id, region)) partition by list (region); \
     create table c0 partition of c for values in (0); create table c1 partition of c default; alter table c0 alter big set storage external";
@@ -37,7 +37,7 @@ fn statement(random: &mut StdRng) -> String {
     }
 }
 
-fn transaction(random: &mut StdRng) -> String {
+pub fn transaction(random: &mut StdRng) -> String {
     let mut sql = "begin;\n".to_owned();
     for _ in 0..random.random_range(1..12) {
         let one = statement(random).replace('\'', "''");
