@@ -80,6 +80,9 @@ pub enum Verb {
     /// Where the checkpoint is; moves it.
     #[command(subcommand)]
     Offset(OffsetVerb),
+    /// What was applied, set aside and done by hand.
+    #[command(after_help = JOURNAL_EXAMPLES)]
+    Journal(JournalArgs),
     /// What is in the topic.
     #[command(subcommand)]
     Topic(TopicVerb),
@@ -220,6 +223,52 @@ pub struct ReplayArgs {
     pub dry_run: bool,
 }
 
+const JOURNAL_EXAMPLES: &str = "\
+Entries are groups of transactions (g12), operations that were not simply applied (o3) and what operators did (e7).
+
+Examples:
+  sitepair journal --since 2026-11-21T09:00:00Z         everything since then
+  sitepair journal --failed                             what was parked or skipped
+  sitepair journal --table public.account --key 4711    one row's operations
+  sitepair journal show g12                             a group with its operations";
+
+/// Options of `journal`.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct JournalArgs {
+    /// What else.
+    #[command(subcommand)]
+    pub verb: Option<JournalVerb>,
+    /// Only what was parked or skipped.
+    #[arg(long)]
+    pub failed: bool,
+    /// Only groups of this status; without it those that only note progress are left out.
+    #[arg(long, value_name = "STATUS", value_parser = ["adopted", "applied", "parked", "progress", "moved"])]
+    pub status: Option<String>,
+    /// Only what touches this table, as schema.table.
+    #[arg(long, value_name = "TABLE")]
+    pub table: Option<String>,
+    /// Only operations on the row with this key: its text, or a JSON array of texts.
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Only what is not older than this, RFC 3339, by the target's clock.
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// So many of the newest.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u32,
+}
+
+/// Verbs of `journal`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum JournalVerb {
+    /// One entry with all that belongs to it.
+    Show {
+        /// Its id, as `journal` prints it: g12, o3, e7.
+        id: String,
+    },
+}
+
 /// Verbs of `topic`.
 #[derive(Debug, Subcommand)]
 pub enum TopicVerb {
@@ -227,6 +276,8 @@ pub enum TopicVerb {
     Info,
     /// The records, a JSON object a line.
     Cat(CatArgs),
+    /// Reads everything: checksums, the chain of positions, whole transactions. Exit 4 names the first damage.
+    Verify,
 }
 
 /// Options of `topic cat`.

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod demo;
 mod deploy;
+mod journal;
 mod offset;
 mod operator;
 mod output;
@@ -75,6 +76,7 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Verb::Status(args) => status::run(&pipeline, &cli.common, args, output).await,
         Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
         Verb::Offset(verb) => offset::run(&pipeline, &cli.common, verb, output).await,
+        Verb::Journal(args) => journal::run(&pipeline, &cli.common, args, output).await,
         Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
     }
 }

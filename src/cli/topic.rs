@@ -1,6 +1,7 @@
-//! `sitepair topic info` and `sitepair topic cat`.
+//! `sitepair topic info`, `topic cat` and `topic verify`.
 
 use bytesize::ByteSize;
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
 
 use super::args::{CatArgs, Common, TopicVerb};
@@ -9,6 +10,7 @@ use super::output::Output;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Result, Stamp, Stored, units};
 use crate::pipeline::inspect;
+use crate::pipeline::verify::{self, Sound};
 use crate::topic::{self, Reader};
 use crate::wire::record::{self, Decoded, ShapeCache};
 
@@ -22,6 +24,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, verb: &TopicVerb, output:
         match verb {
             TopicVerb::Info => info(&mut topic, flow, output).await?,
             TopicVerb::Cat(args) => cat(&mut topic, args, output).await?,
+            TopicVerb::Verify => verify_all(&mut topic, flow, output).await?,
         }
     }
     Ok(0)
@@ -91,6 +94,39 @@ async fn cat(topic: &mut Reader, args: &CatArgs, output: Output) -> Result<()> {
         Ok(true)
     })
     .await
+}
+
+/// The object of `topic verify --json`.
+#[derive(Serialize)]
+struct Verified {
+    flow: String,
+    #[serde(flatten)]
+    sound: Sound,
+}
+
+async fn verify_all(topic: &mut Reader, flow: &FlowName, output: Output) -> Result<()> {
+    let bar = ProgressBar::hidden();
+    if output.is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let seen = |read, all| {
+        bar.set_length(all);
+        bar.set_position(read);
+    };
+    let verified = verify::verify(topic, seen).await;
+    bar.finish_and_clear();
+    let answer = Verified { flow: flow.to_string(), sound: verified.map_err(|fault| fault.at(flow))? };
+    let Sound { records, transactions, rows, bytes, abandoned, unfinished, first_offset, next_offset, .. } =
+        &answer.sound;
+    output.line(&format!("{flow}: sound from offset {first_offset} to {next_offset} (next)"));
+    output.line(&format!("{records} records, {transactions} transactions, {rows} rows, {}", ByteSize(*bytes)));
+    if *abandoned > 0 {
+        output.line(&format!("{abandoned} records of writers that died, which appliers pass over"));
+    }
+    if *unfinished > 0 {
+        output.line(&format!("{unfinished} records of a transaction at the end that is not whole yet"));
+    }
+    output.object(&answer)
 }
 
 /// True when a record has a change of the table, or a piece of one that may be; progress records have none.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::conninfo;
 use super::pipeline::{
-    Apply, ColumnRule, ConnInfo, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy, Tuning, Wal,
+    Apply, ColumnRule, ConnInfo, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy,
+    Tuning, Wal,
 };
 use super::secret;
 use super::source::Source;
@@ -23,6 +24,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let tables = tables(source);
     let topic = topic(source);
     let apply = apply(source);
+    let journal = journal(source);
     let wal = wal(source);
     let tuning = tuning(source);
     later(source);
@@ -33,6 +35,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
         tables: tables?,
         topic: topic?,
         apply: apply?,
+        journal: journal?,
         wal: wal?,
         tuning: tuning?,
     })
@@ -277,6 +280,11 @@ fn apply(source: &mut Source) -> Option<Apply> {
     let on_error = source.choice("apply.on_error", &[("stop", OnError::Stop), ("park", OnError::Park)]);
     let max_row_bytes = source.size("apply.max_row");
     Some(Apply { on_error: on_error?, max_row_bytes: max_row_bytes? })
+}
+
+fn journal(source: &mut Source) -> Option<Journal> {
+    let (days, rows) = (source.integer("journal.keep_days"), source.integer("journal.max_rows"));
+    Some(Journal { keep_days: u32::try_from(days?).ok()?, max_rows: u64::try_from(rows?).ok()? })
 }
 
 fn wal(source: &mut Source) -> Option<Wal> {

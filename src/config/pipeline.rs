@@ -45,6 +45,8 @@ pub struct Pipeline {
     pub topic: Topic,
     /// `[apply]`.
     pub apply: Apply,
+    /// `[journal]`.
+    pub journal: Journal,
     /// `[wal]`.
     pub wal: Wal,
     /// `[tuning]`: intervals that rarely need a change.
@@ -234,6 +236,15 @@ pub struct Apply {
     pub on_error: OnError,
     /// A row larger than this (text form, bytes) stops the flow.
     pub max_row_bytes: u64,
+}
+
+/// `[journal]`: how much of it is kept at a target, for each flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Journal {
+    /// Entries older than so many days go. Default 90.
+    pub keep_days: u32,
+    /// Of each of the three tables, most rows that are kept. Default 1,000,000.
+    pub max_rows: u64,
 }
 
 /// `wal.on_limit`.

@@ -189,6 +189,13 @@ pub const KEYS: &[Key] = &[
         "What a data error does: stop the flow, or set the operation aside in `sitepair.parked`.",
     ),
     key("apply.max_row", Size, Default("1GiB"), "A row larger than this, in text form, stops the flow."),
+    key("journal.keep_days", Integer(1, 36_500), Default("90"), "Entries of the journal older than so many days go."),
+    key(
+        "journal.max_rows",
+        Integer(1000, 1_000_000_000),
+        Default("1000000"),
+        "Most groups, set-aside operations and events, each, that the journal of a flow keeps.",
+    ),
     key(
         "wal.limit",
         Size,

@@ -5,6 +5,7 @@ mod applying;
 pub mod between;
 mod goal;
 pub mod inspect;
+pub mod journal;
 pub mod offset;
 mod peek;
 pub mod pending;
@@ -16,6 +17,7 @@ mod retention;
 pub mod seat;
 pub mod status;
 mod supervisor;
+pub mod verify;
 
 use std::sync::OnceLock;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::{retained, site};
+use super::{journal, retained, site};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::model::{FlowName, Offset, Result, Track, units};
@@ -13,24 +13,46 @@ use crate::topic::embedded::Retention;
 
 /// Between two looks at the checkpoint.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks at the journal's age and size.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
 /// Between two looks at the target's flush position.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The WAL writer flushes within a few of its delays (200 ms by default).
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Keeps the topic within its age and size for as long as it is polled; without a handle others do.
+/// Keeps the topic, and the journal at the target, within their age and size for as long as it is polled; without a handle
+/// others see to the topic.
 /// A target that does not answer keeps what it needs.
 pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Option<Retention>) -> Infallible {
-    let Some(retention) = retention else { return std::future::pending().await };
+    let mut pruned: Option<Instant> = None;
     loop {
-        match once(pipeline, flow, &retention).await {
-            Ok(()) => {}
-            Err(fault) if fault.is_transient() => tracing::debug!(%flow, %fault, "retention waits for the target"),
-            Err(fault) => tracing::warn!(%flow, %fault, "retention could not run"),
+        if let Some(retention) = &retention {
+            said(flow, "retention", once(pipeline, flow, retention).await);
+        }
+        if pruned.is_none_or(|at| at.elapsed() > PRUNE_INTERVAL) {
+            said(flow, "pruning of the journal", prune(pipeline, flow).await);
+            pruned = Some(Instant::now());
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+fn said(flow: &FlowName, what: &str, outcome: Result<()>) {
+    match outcome {
+        Ok(()) => {}
+        Err(fault) if fault.is_transient() => tracing::debug!(%flow, %fault, "{what} waits for the target"),
+        Err(fault) => tracing::warn!(%flow, %fault, "{what} could not run"),
+    }
+}
+
+async fn prune(pipeline: &Pipeline, flow: &FlowName) -> Result<()> {
+    let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
+    let rows = journal::prune(&target, flow, &pipeline.journal).await?;
+    if rows > 0 {
+        tracing::info!(%flow, rows, "old entries of the journal dropped");
+    }
+    Ok(())
 }
 
 async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Result<()> {

@@ -8,6 +8,7 @@ mod catalog;
 mod cli;
 mod deploy;
 mod filter;
+mod journal;
 mod kill;
 mod large;
 mod offset;
