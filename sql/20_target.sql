@@ -57,8 +57,8 @@ comment on column sitepair.table_state.state is
 comment on column sitepair.table_state.next_offset is 'offset of the first record whose changes of this table are not applied; null when joined';
 comment on column sitepair.table_state.end_lsn is 'position of the flow before that record';
 comment on column sitepair.table_state.horizon is 'position of the source that no row of the copy is newer than';
-comment on column sitepair.table_state.reason is 'paused: what does not fit, and what to run';
-comment on column sitepair.table_state.fingerprint is 'paused: the table''s columns and keys here when it was found not to fit';
+comment on column sitepair.table_state.reason is 'paused, or copying: what does not fit, and what to run';
+comment on column sitepair.table_state.fingerprint is 'where there is a reason: the table''s columns and keys here when it was found not to fit';
 comment on column sitepair.table_state.held_rows is 'copying: the table held rows before the first chunk, so rows that the source lacks must go';
 comment on column sitepair.table_state.snapshot_rows is 'copying: the source''s own estimate of its rows when the copy began';
 

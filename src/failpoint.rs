@@ -23,6 +23,10 @@ pub const PAUSE: &str = "pause";
 pub const BEGIN_JOINING: &str = "begin-joining";
 /// Before and after the commit that ends it.
 pub const JOIN: &str = "join";
+/// Everything of a chunk of the copy, its cursor too, was executed at the target, COMMIT was not sent.
+pub const BEFORE_CHUNK_COMMIT: &str = "before-chunk-commit";
+/// The target has committed a chunk of the copy, nothing else happened.
+pub const AFTER_CHUNK_COMMIT: &str = "after-chunk-commit";
 /// Before each step of a deploy, after the last one, and wherever a step has left something that the next deploy must find.
 pub const DEPLOY_STEP: &str = "deploy-step";
 

@@ -1,7 +1,5 @@
 //! Rows from the source, for updates whose row the target lacks (H4a, H4c).
 
-use std::time::Duration;
-
 use tokio_postgres::SimpleQueryMessage;
 
 use super::table::Table;
@@ -63,34 +61,8 @@ impl Source {
                 }
             }
         }
-        let as_of = wal::insert_lsn(&session).await?;
-        while wal::flush_lsn(&session).await? < page_start(as_of) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let as_of = wal::settled(&session).await?;
         self.session = Some(session);
         Ok((rows, as_of))
-    }
-}
-
-/// Where the last record before `insert` may end: an insert position right behind a page's header stands for the end of
-/// the page before (`XLogBytePosToRecPtr`), and that is what the flush position shows.
-fn page_start(insert: Lsn) -> Lsn {
-    const PAGE: u64 = 8192;
-    const LONG_HEADER: u64 = 40;
-    let inside = insert.0 % PAGE;
-    if inside <= LONG_HEADER { Lsn(insert.0 - inside) } else { insert }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_header_is_no_record() {
-        for (insert, expected) in
-            [(8192, 8192), (8192 + 24, 8192), (8192 + 40, 8192), (8192 + 48, 8192 + 48), (100, 100)]
-        {
-            assert_eq!(page_start(Lsn(insert)), Lsn(expected));
-        }
     }
 }

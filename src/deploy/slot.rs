@@ -10,19 +10,16 @@ use crate::model::{Code, Fault, Result};
 use crate::postgres::replication::{CreatedSlot, Replication};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::sqlstate;
+use crate::postgres::transactions::{self, LOOK_EVERY, in_the_way};
 
 use super::server::Node;
 
 /// From this version on a slot can be kept on standbys (`failover`).
 const FAILOVER_SINCE: u32 = 170_000;
-/// Between two looks at what a deploy waits behind.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks whether a short wait is over.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a server may take to end a session that was told to.
 const END_WITHIN: Duration = Duration::from_secs(10);
-/// Sessions named in a message.
-const NAMED_SESSIONS: usize = 5;
 
 /// What is wrong with a slot as one of ours in `database` (P4, P6).
 pub(super) fn foreign(slot: &SlotState, database: &str) -> Option<String> {
@@ -49,25 +46,6 @@ pub(super) async fn holder(client: &Client, pid: u32) -> Result<String> {
     Ok(row.map_or_else(|| format!("pid {pid}"), |row| row.get(0)))
 }
 
-/// Sessions and prepared transactions that hold a transaction id below `xmax`, oldest first; without query texts, which
-/// may hold secrets.
-async fn in_the_way(client: &Client, xmax: u64) -> Result<Vec<String>> {
-    let sql = "SELECT CASE WHEN l.pid IS NULL \
-                 THEN format('prepared transaction %L of %s in database %s, since %s', p.gid, p.owner, p.database, \
-                             to_char(p.prepared, 'YYYY-MM-DD\"T\"HH24:MI:SSOF')) \
-                 ELSE format('pid %s, user %s, database %s, in a transaction since %s, last query began %s', l.pid, \
-                             coalesce(a.usename, '?'), coalesce(a.datname, '?'), \
-                             coalesce(to_char(a.xact_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?'), \
-                             coalesce(to_char(a.query_start, 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), '?')) END \
-               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-                    LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid AND l.pid IS NULL \
-               WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
-                 AND l.pid IS DISTINCT FROM pg_backend_pid() \
-                 AND age(l.transactionid) > age($1::text::xid8::xid) ORDER BY age(l.transactionid) DESC";
-    let rows = client.query(sql, &[&xmax.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
 /// Sessions that hold a lock on one of the tables under which no publication can be altered (PostgreSQL manual, section
 /// 13.3.1: what conflicts with SHARE UPDATE EXCLUSIVE).
 pub(super) async fn lock_holders(client: &Client, tables: &[u32]) -> Result<Vec<String>> {
@@ -84,18 +62,7 @@ pub(super) async fn lock_holders(client: &Client, tables: &[u32]) -> Result<Vec<
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Names the first few.
-fn names(sessions: &[String]) -> String {
-    let more = sessions.len().saturating_sub(NAMED_SESSIONS);
-    let first = sessions.iter().take(NAMED_SESSIONS).cloned().collect::<Vec<_>>().join(" | ");
-    match (first.is_empty(), more) {
-        (true, _) => "no session that could be seen".to_owned(),
-        (false, 0) => first,
-        (false, more) => format!("{first} | and {more} more"),
-    }
-}
-
-/// The first transaction id that is not in use yet.
+/// One past the last transaction that has ended; above every transaction that ran before one of this session's ended.
 pub(super) async fn next_xid(client: &Client) -> Result<u64> {
     let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
     let row = client.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error))?;
@@ -104,31 +71,16 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
 
 /// Waits until every transaction below `xmax`, prepared ones included, has ended (H1).
 pub(super) async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration>, what: &str) -> Result<()> {
-    let started = Instant::now();
-    let mut looked = started;
-    loop {
-        let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8";
-        let row = client.query_one(sql, &[&xmax.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
-        if row.get(0) {
-            return Ok(());
-        }
-        let out_of_time = timeout.is_some_and(|timeout| started.elapsed() >= timeout);
-        if out_of_time || looked.elapsed() >= LOOK_EVERY {
-            looked = Instant::now();
-            let sessions = names(&in_the_way(client, xmax).await?);
-            if out_of_time {
-                return Err(timed_out(what, &sessions));
-            }
-            tracing::warn!(what, behind = %sessions, "waiting for older transactions to end");
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    let waited = transactions::outwait(client, xmax, timeout, what).await;
+    waited.map_err(|fault| if fault.code == Code::Timeout { fault.remedy(PATIENCE) } else { fault })
 }
+
+/// What to do when a deploy has waited too long.
+const PATIENCE: &str = "end those transactions or raise --timeout, and run `sitepair deploy` again";
 
 /// What a deploy that waited too long ends with.
 pub(super) fn timed_out(what: &str, sessions: &str) -> Fault {
-    Fault::new(Code::Timeout, format!("{what} waits behind: {sessions}"))
-        .remedy("end those transactions or raise --timeout, and run `sitepair deploy` again")
+    Fault::new(Code::Timeout, format!("{what} waits behind: {sessions}")).remedy(PATIENCE)
 }
 
 /// Makes the slot over `replication` and returns its consistent point with the snapshot that goes with it. The server
@@ -152,7 +104,7 @@ pub(super) async fn create(
             if let Ok(created) = tokio::time::timeout(pause, &mut creation).await {
                 return created;
             }
-            let sessions = names(&in_the_way(&node.session, xmax).await?);
+            let sessions = in_the_way(&node.session, xmax).await?;
             if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
                 break sessions;
             }
@@ -230,13 +182,5 @@ mod tests {
         ] {
             assert!(foreign(&other, "d").is_some(), "{other:?}");
         }
-    }
-
-    #[test]
-    fn few_sessions_are_named() {
-        let sessions: Vec<String> = (1..=7).map(|pid| format!("pid {pid}")).collect();
-        assert_eq!(names(&sessions), "pid 1 | pid 2 | pid 3 | pid 4 | pid 5 | and 2 more");
-        assert_eq!(names(&sessions[..1]), "pid 1");
-        assert_eq!(names(&[]), "no session that could be seen");
     }
 }

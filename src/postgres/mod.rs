@@ -29,4 +29,5 @@ pub mod session;
 pub mod slot;
 pub mod sqlstate;
 pub mod table_state;
+pub mod transactions;
 pub mod wal;

@@ -65,9 +65,9 @@ pub struct TableState {
     pub end_lsn: Option<Lsn>,
     /// Position of the source that no row of the table here is newer than; `None` when joined, and before the first chunk.
     pub horizon: Option<Lsn>,
-    /// Paused: what does not fit, and what to run.
+    /// Paused, or copying: what does not fit, and what to run.
     pub reason: Option<String>,
-    /// Paused: [`definition`] of the table when it was found not to fit.
+    /// Where there is a reason: [`definition`] of the table when it was found not to fit.
     pub fingerprint: Option<String>,
     /// Copying: the table held rows before the first chunk.
     pub held_rows: Option<bool>,
@@ -257,6 +257,25 @@ pub async fn copied(client: &Client, flow: &FlowName, table: &TableName, horizon
          gone AS (DELETE FROM sitepair.copy_part USING done WHERE {ONE}) SELECT FROM done"
     );
     changed(client, flow, table, &sql, &[(&horizon.to_string(), Type::TEXT)], "copying").await
+}
+
+/// A table that is being copied does not fit at the target, for this `reason`, or fits again (`None`). It stays copying:
+/// the copier tries again when [`definition`] differs from `fingerprint`.
+///
+/// # Errors
+/// `CheckpointMoved` when the table is not copying.
+pub async fn unfit(
+    client: &Client,
+    flow: &FlowName,
+    table: &TableName,
+    reason: Option<&str>,
+    fingerprint: Option<&str>,
+) -> Result<()> {
+    let sql = format!(
+        "UPDATE sitepair.table_state SET reason = $4, fingerprint = $5 WHERE {ONE} AND state = 'copying' RETURNING 1"
+    );
+    let more = [(&reason as _, Type::TEXT), (&fingerprint as _, Type::TEXT)];
+    changed(client, flow, table, &sql, &more, "copying").await
 }
 
 /// Why and where a table pauses.

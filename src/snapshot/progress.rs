@@ -12,6 +12,8 @@ pub struct CopyState {
     pub tables: usize,
     /// Of these, the tables whose last chunk is committed.
     pub tables_copied: usize,
+    /// Of these, the tables that do not fit at the target; the copy of them goes on once they do.
+    pub tables_waiting: usize,
     /// Rows committed at the target, those of earlier runs included.
     pub rows: u64,
     /// Bytes of COPY text of these rows.
@@ -50,11 +52,13 @@ pub struct TableProgress {
     pub parts_ended: u32,
     /// All rows are in; rows that the source lacks are being looked for.
     pub sweeping: bool,
+    /// Why it waits: what does not fit at the target, and what to run.
+    pub reason: Option<String>,
 }
 
 const TABLES: &str = "SELECT s.table_schema, s.table_name, s.state, s.snapshot_rows, \
         coalesce(p.rows, 0)::int8, coalesce(p.bytes, 0)::int8, coalesce(p.parts, 0)::int8, coalesce(p.ended, 0)::int8, \
-        extract(epoch FROM clock_timestamp() - s.since)::float8 \
+        extract(epoch FROM clock_timestamp() - s.since)::float8, s.reason \
      FROM sitepair.table_state s LEFT JOIN ( \
         SELECT table_schema, table_name, sum(rows) FILTER (WHERE part >= 0) AS rows, \
                sum(bytes) FILTER (WHERE part >= 0) AS bytes, count(*) FILTER (WHERE part >= 0) AS parts, \
@@ -88,7 +92,9 @@ pub async fn progress(target: &Client, flow: &FlowName) -> Result<CopyProgress> 
             parts: u32::try_from(count(6)).unwrap_or(u32::MAX),
             parts_ended: u32::try_from(count(7)).unwrap_or(u32::MAX),
             sweeping: count(6) > 0 && count(6) == count(7),
+            reason: row.get(9),
         };
+        found.state.tables_waiting += usize::from(table.reason.is_some());
         found.state.rows += table.rows;
         found.state.bytes += table.bytes;
         found.state.estimated_rows += estimated.unwrap_or(0).max(table.rows);

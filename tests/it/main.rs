@@ -17,6 +17,7 @@ mod pinned;
 mod reader;
 mod replication;
 mod session;
+mod snapshot;
 mod states;
 mod story;
 mod support;
