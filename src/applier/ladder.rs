@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, Step};
 use super::feed::Batch;
+use super::literal::key_json;
 use super::park::{Parked, ParkedRow, When};
 use super::reduce::{Counts, Plan, reduce};
-use super::relocate::key_json;
 use super::select::{Ways, closure, select};
 use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};

@@ -34,6 +34,12 @@ pub(super) struct Cells<'a> {
     pub delimiter: u8,
 }
 
+/// A key as a JSON array of texts, as the tables of the schema `sitepair` hold it.
+pub(super) fn key_json(key: &[&Datum]) -> String {
+    let texts: Vec<_> = key.iter().map(|value| value.as_bytes().map(String::from_utf8_lossy)).collect();
+    serde_json::to_string(&texts).unwrap_or_else(|_| "[]".to_owned())
+}
+
 impl Cells<'_> {
     /// Exact length of the literal, so that a large value is copied once and the buffer grows once.
     fn len(&self) -> usize {

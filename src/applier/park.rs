@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use tokio_postgres::types::ToSql;
 
+use super::literal::key_json;
 use super::reduce::{Origin, State};
-use super::relocate::key_json;
 use super::target::Culprit;
 use super::write::View;
 use crate::model::{Datum, Lsn, Offset, Result, TableName, units};

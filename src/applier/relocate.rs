@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::literal::Param;
+use super::literal::{Param, key_json};
 use super::select::{Move, Selection};
 use super::statement::FINAL;
 use super::table::TargetColumn;
@@ -202,10 +202,4 @@ fn note_displaced(view: View<'_>, counts: &[u64], effects: &mut Effects) {
 
 fn numbers<'a>(slots: impl Iterator<Item = u32>) -> Param<'a> {
     Param::Numbers(slots.map(i64::from).collect())
-}
-
-/// A key as a JSON array of texts, as `sitepair.displaced` and `sitepair.parked` hold it.
-pub(super) fn key_json(key: &[&crate::model::Datum]) -> String {
-    let texts: Vec<_> = key.iter().map(|value| value.as_bytes().map(String::from_utf8_lossy)).collect();
-    serde_json::to_string(&texts).unwrap_or_else(|_| "[]".to_owned())
 }

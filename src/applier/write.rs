@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::TruncateRule;
 use super::fetch::Source;
-use super::literal::{Cells, Param};
+use super::literal::{Cells, Param, key_json};
 use super::reduce::{Counts, Plan, Stage, State, TableChanges};
-use super::relocate::key_json;
 use super::select::{Selection, Ways, select};
 use super::shadow::Shadow;
 use super::table::{Form, Table, TargetColumn};
