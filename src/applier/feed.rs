@@ -1,7 +1,8 @@
 //! How the applier reads ahead: decodes, checks, groups and plans the next group while one is written.
 //!
 //! A group is as large as what is there when the writer is free: one transaction at a time while caught up, up to the
-//! bounds while behind. A transaction that is larger than a group goes in pieces.
+//! bounds while behind. A transaction that is larger than a group goes in pieces. Changes of tables that are not the
+//! track's are left out here, before anything is planned.
 
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use tokio::time::Instant;
 
 use super::GroupBounds;
 use super::chain::{Chain, Whole};
+use super::members::Members;
 use super::reduce::{Counts, Plan, reduce};
-use crate::model::{Change, Genesis, Lsn, Offset, Result};
+use crate::model::{Change, Genesis, Lsn, Offset, Result, TableName};
 use crate::ports::{Goal, TopicReader};
 use crate::wire::record::{ShapeCache, decode};
 
@@ -34,6 +36,8 @@ pub(super) enum Work {
     Piece(Batch),
     /// The pieces given belong to a transaction that will never be whole.
     Abandoned,
+    /// What comes next changes these tables, which have no row in `sitepair.table_state` yet; nothing more is given.
+    Unknown(Vec<TableName>),
     /// Everything is given that the goal asks for.
     End,
 }
@@ -96,6 +100,7 @@ pub(super) struct Feed<R> {
     pub pending: Pending,
     pub streaming: bool,
     pub shapes: ShapeCache,
+    pub members: Members,
 }
 
 /// The group that is gathered.
@@ -110,18 +115,18 @@ pub(super) struct Pending {
 struct Gone;
 
 impl<R: TopicReader> Feed<R> {
-    /// Reads until the goal's offset, a fault (which the writer is given), or until the writer is gone.
-    pub async fn run(mut self) {
+    /// Reads until the goal's offset, a fault (which the writer is given), or until the writer is gone. Gives the topic back.
+    pub async fn run(mut self) -> R {
         match self.read().await {
             Ok(Gone) => {}
             Err(fault) => {
                 // What is whole before the fault is applied first.
-                if self.pending.some && !matches!(self.flush().await, Ok(None)) {
-                    return;
+                if !self.pending.some || matches!(self.flush().await, Ok(None)) {
+                    let _ = self.into.send(Err(fault)).await;
                 }
-                let _ = self.into.send(Err(fault)).await;
             }
         }
+        self.topic
     }
 
     async fn read(&mut self) -> Result<Gone> {
@@ -142,6 +147,10 @@ impl<R: TopicReader> Feed<R> {
                 if self.passed(passed).await?.is_some() {
                     return Ok(Gone);
                 }
+                // Exactly there, however much more the topic holds; a goal inside a transaction means its end.
+                if self.at_goal() && self.chain.gathered().is_none() {
+                    return self.end().await;
+                }
             }
             if *self.done.borrow() == self.sent && self.pending.some && self.flush().await?.is_some() {
                 return Ok(Gone);
@@ -157,7 +166,11 @@ impl<R: TopicReader> Feed<R> {
             let end_lsn = self.chain.position();
             return Ok(self.send(Work::Genesis { flow_id, end_lsn, genesis }).await);
         }
-        if let Some(whole) = passed.whole {
+        if let Some(mut whole) = passed.whole {
+            let unknown = self.members.admit(&mut whole.changes, self.chain.next());
+            if !unknown.is_empty() {
+                return self.unknown(unknown).await;
+            }
             return if std::mem::take(&mut self.streaming) {
                 self.pending.batch.continues = true;
                 self.gather(whole);
@@ -211,12 +224,46 @@ impl<R: TopicReader> Feed<R> {
 
     /// Gives what has come of a transaction that is too large for a group.
     async fn piece(&mut self) -> Result<Option<Gone>> {
+        let (mut changes, next) = (self.chain.take(), self.chain.next());
+        let unknown = self.members.admit(&mut changes, next);
+        if !unknown.is_empty() {
+            return self.unknown(unknown).await;
+        }
+        if changes.is_empty() {
+            return Ok(None);
+        }
         if self.pending.some && self.flush().await?.is_some() {
             return Ok(Some(Gone));
         }
         self.streaming = true;
-        let batch = Batch { changes: self.chain.take(), next: self.chain.next(), ..Batch::default() };
+        let batch = Batch { changes, next, ..Batch::default() };
         Ok(self.send(Work::Piece(batch.plan()?)).await)
+    }
+
+    /// Gives what comes before the transaction under way, then says which of its tables nobody knows. The writer registers
+    /// them and starts anew from its checkpoint.
+    async fn unknown(&mut self, tables: Vec<TableName>) -> Result<Option<Gone>> {
+        if self.pending.some && self.flush().await?.is_some() {
+            return Ok(Some(Gone));
+        }
+        let gone = self.send(Work::Unknown(tables)).await;
+        self.into.closed().await;
+        Ok(gone.or(Some(Gone)))
+    }
+
+    fn at_goal(&self) -> bool {
+        matches!(self.goal, Goal::Offset(goal) if self.chain.next() >= goal)
+    }
+
+    /// Gives what is left, then says that it was all. The writer ends the run; until then there is nothing to do.
+    async fn end(&mut self) -> Result<Gone> {
+        if self.pending.some && self.flush().await?.is_some() {
+            return Ok(Gone);
+        }
+        if self.send(Work::End).await.is_none() {
+            self.into.closed().await;
+        }
+        Ok(Gone)
     }
 
     async fn send(&mut self, work: Work) -> Option<Gone> {
@@ -226,23 +273,21 @@ impl<R: TopicReader> Feed<R> {
 
     /// Nothing more is there: gives what is gathered as soon as the writer is free, then waits for more.
     async fn idle(&mut self) -> Result<Option<Gone>> {
-        let reached = matches!(self.goal, Goal::Offset(goal) if self.chain.next() >= goal);
+        let reached = self.at_goal();
         if self.pending.some {
             if *self.done.borrow_and_update() == self.sent || reached {
                 return self.flush().await;
             }
             // More may come while the writer is busy.
             tokio::select! {
+                () = self.into.closed() => return Ok(Some(Gone)),
                 changed = self.done.changed() => return Ok(changed.err().map(|_| Gone)),
                 waited = self.topic.wait(self.chain.next(), PATIENCE) => { waited?; }
             }
             return Ok(None);
         }
         if reached {
-            let gone = self.send(Work::End).await;
-            // The writer ends the run; until then there is nothing to do.
-            self.into.closed().await;
-            return Ok(gone.or(Some(Gone)));
+            return self.end().await.map(Some);
         }
         self.wait().await
     }

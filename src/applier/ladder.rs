@@ -6,24 +6,30 @@
 //! | transaction | final states of one | once more moved out; then |
 //! | row | each final row under a savepoint, to name the culprits; nothing of it stays | stop, or park them and write the rest |
 //!
-//! Only errors in the data lead down. A broken connection, a lock or a full disk ends the run, and the next one begins at
-//! the checkpoint.
+//! Only errors in the data lead down. A deadlock is tried again, a few times. A broken connection or a full disk ends the
+//! run, and the next one begins at the checkpoint. A table that does not fit its changes halts the unit ([`Halt`]): then
+//! the table pauses, and the unit comes again without it.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 
+use super::OnMisfit;
 use super::checkpoint::{Checkpoint, Step};
+use super::drift;
 use super::feed::Batch;
+use super::halt::{Halt, Patience};
 use super::literal::key_json;
-use super::park::{Parked, ParkedRow, When};
+use super::park::{Emptied, Parked, ParkedRow, When, settle};
 use super::reduce::{Counts, Plan, reduce};
 use super::select::{Ways, closure, select};
+use super::table::Misfit;
 use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};
-use crate::config::OnError;
+use crate::config::{OnError, TruncatePolicy};
 use crate::failpoint;
-use crate::model::{Change, Code, Fault, Lsn, Offset, Result, units};
-use crate::postgres::sqlstate;
+use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, units};
+use crate::postgres::table_state;
+
+type Result<T, E = Halt> = std::result::Result<T, E>;
 
 /// What is written and committed as one.
 pub(super) struct Unit<'a> {
@@ -37,6 +43,14 @@ pub(super) struct Unit<'a> {
     pub as_of: Option<Lsn>,
     /// Where its first transaction ends; `None` in a piece.
     pub first_end: Option<Lsn>,
+}
+
+/// What a unit set aside and what it made superfluous.
+#[derive(Debug, Default)]
+struct Aside {
+    parked: Vec<ParkedRow>,
+    /// Tables that a TRUNCATE of the unit emptied.
+    emptied: Emptied,
 }
 
 /// A unit that was committed.
@@ -76,7 +90,7 @@ impl Frame {
 pub(super) struct Streaming {
     effects: Effects,
     counts: Counts,
-    parked: Vec<ParkedRow>,
+    aside: Aside,
     rows: u64,
 }
 
@@ -85,6 +99,7 @@ pub(super) struct Ladder {
     pub writer: Writer,
     pub checkpoint: Checkpoint,
     pub on_error: OnError,
+    pub misfit: OnMisfit,
     pub parked: Parked,
     pub streaming: Option<Streaming>,
 }
@@ -160,12 +175,13 @@ impl Ladder {
                 self.writer.target.open_with("BEGIN").await?;
                 let mut effects = self.effects(batch.next, batch.as_of, None);
                 effects.streaming = true;
-                Streaming { effects, counts: Counts::default(), parked: Vec::new(), rows: 0 }
+                Streaming { effects, counts: Counts::default(), aside: Aside::default(), rows: 0 }
             }
         };
-        self.write_piece(batch, &mut streaming).await?;
+        let written = self.write_piece(batch, &mut streaming).await;
+        // After a halt too: the pieces before are still there, to be taken back.
         self.streaming = Some(streaming);
-        Ok(())
+        written
     }
 
     async fn write_piece(&mut self, batch: &Batch, streaming: &mut Streaming) -> Result<()> {
@@ -184,12 +200,21 @@ impl Ladder {
             as_of: None,
             first_end: None,
         };
-        let parks = match self.attempts(&unit, Frame::Savepoint, &[], &mut streaming.effects).await? {
-            Ok(parks) => parks,
-            Err(error) => self.without_culprits(&unit, Frame::Savepoint, error, &mut streaming.effects).await?,
+        let mut patience = Patience::default();
+        let aside = loop {
+            let outcome = match self.attempts(&unit, Frame::Savepoint, &[], &mut streaming.effects).await {
+                Ok(Ok(aside)) => Ok(aside),
+                Ok(Err(error)) => self.without_culprits(&unit, Frame::Savepoint, error, &mut streaming.effects).await,
+                Err(halt) => Err(halt),
+            };
+            match outcome {
+                Ok(aside) => break aside,
+                Err(halt) => patience.bear(halt).await?,
+            }
         };
-        self.remember_parked(&parks);
-        streaming.parked.extend(parks);
+        self.remember(&aside);
+        streaming.aside.parked.extend(aside.parked);
+        streaming.aside.emptied.extend(aside.emptied);
         streaming.counts.merge(&batch.counts);
         streaming.rows += batch.changes.len() as u64;
         Ok(())
@@ -199,9 +224,14 @@ impl Ladder {
         let streaming = self.streaming.take();
         let mut streaming =
             streaming.ok_or_else(|| Fault::new(Code::BrokenChain, "the end of a transaction that was never begun"))?;
-        self.write_piece(batch, &mut streaming).await?;
-        let Streaming { mut effects, counts, parked, rows } = streaming;
-        self.finish_scope(&mut effects, "transaction").await?;
+        if let Err(halt) = self.write_piece(batch, &mut streaming).await {
+            self.streaming = Some(streaming);
+            return Err(halt);
+        }
+        let Streaming { mut effects, counts, aside, rows } = streaming;
+        if let Err(halt) = self.finish_scope(&mut effects, "transaction").await {
+            return Err(self.undo(Frame::Transaction, halt).await);
+        }
         let unit = Unit {
             changes: &[],
             plan: &batch.plan,
@@ -213,28 +243,37 @@ impl Ladder {
             as_of: None,
             first_end: None,
         };
-        let mut done = self.commit(&unit, effects, parked).await?;
-        done.rows = rows;
+        // Each piece was remembered when it was written.
+        let mut done = self.commit(&unit, effects, Aside::default()).await?;
+        (done.rows, done.parked) = (rows, aside.parked);
         Ok(done)
     }
 
     /// The pieces written belong to a transaction that will never be whole.
-    pub async fn abandon(&mut self) -> Result<()> {
+    pub async fn abandon(&mut self) -> Result<(), Fault> {
         let Some(streaming) = self.streaming.take() else { return Ok(()) };
         self.writer.target.batch("ROLLBACK").await?;
-        if !streaming.parked.is_empty() {
-            self.parked = Parked::load(&self.writer.target.session, &self.checkpoint.flow).await?;
-            self.writer.parked_tables = self.parked.tables();
+        if !(streaming.aside.parked.is_empty() && streaming.aside.emptied.is_empty()) {
+            self.recall().await?;
         }
         Ok(())
     }
 
-    /// What comes later must follow these (A6).
-    fn remember_parked(&mut self, rows: &[ParkedRow]) {
-        for park in rows {
-            self.parked.add(park);
-            self.writer.parked_tables.insert(park.table.clone());
+    /// Reads again what is parked, as it is committed.
+    pub async fn recall(&mut self) -> Result<(), Fault> {
+        self.parked = Parked::load(&self.writer.target.session, &self.checkpoint.flow).await?;
+        self.writer.parked_tables = self.parked.tables();
+        Ok(())
+    }
+
+    /// What comes later must follow the operations parked (A6), but for those that a TRUNCATE settled.
+    fn remember(&mut self, aside: &Aside) {
+        if aside.parked.is_empty() && aside.emptied.is_empty() {
+            return;
         }
+        self.parked.forget(&aside.emptied);
+        aside.parked.iter().for_each(|park| self.parked.add(park));
+        self.writer.parked_tables = self.parked.tables();
     }
 
     fn effects(&self, next: Offset, as_of: Option<Lsn>, first_end: Option<Lsn>) -> Effects {
@@ -255,19 +294,37 @@ impl Ladder {
     }
 
     /// A unit in a transaction of its own; an error in its data comes back as the culprit, with nothing changed.
-    async fn tried(&mut self, unit: &Unit<'_>) -> Result<std::result::Result<Done, Culprit>> {
-        let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
-        match self.attempts(unit, Frame::Transaction, &[], &mut effects).await? {
-            Ok(parks) => Ok(Ok(self.commit(unit, effects, parks).await?)),
-            Err(culprit) => Ok(Err(culprit)),
+    async fn tried(&mut self, unit: &Unit<'_>) -> Result<Result<Done, Culprit>> {
+        let mut patience = Patience::default();
+        loop {
+            let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
+            let committed = match self.attempts(unit, Frame::Transaction, &[], &mut effects).await {
+                Ok(Ok(aside)) => self.commit(unit, effects, aside).await,
+                Ok(Err(culprit)) => return Ok(Err(culprit)),
+                Err(halt) => Err(halt),
+            };
+            match committed {
+                Ok(done) => return Ok(Ok(done)),
+                Err(halt) => patience.bear(halt).await?,
+            }
         }
     }
 
     /// The last rung for a transaction.
     async fn rows(&mut self, unit: &Unit<'_>, error: Culprit) -> Result<Done> {
-        let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
-        let parks = self.without_culprits(unit, Frame::Transaction, error, &mut effects).await?;
-        self.commit(unit, effects, parks).await
+        let mut patience = Patience::default();
+        loop {
+            let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
+            let outcome = self.without_culprits(unit, Frame::Transaction, error.clone(), &mut effects).await;
+            let committed = match outcome {
+                Ok(aside) => self.commit(unit, effects, aside).await,
+                Err(halt) => Err(halt),
+            };
+            match committed {
+                Ok(done) => return Ok(done),
+                Err(halt) => patience.bear(halt).await?,
+            }
+        }
     }
 
     /// Writes a unit inside its frame, a second time with what the first has taught. With `Ok` the frame is open and all
@@ -278,28 +335,44 @@ impl Ladder {
         frame: Frame,
         culprits: &[(usize, usize, u32, Culprit)],
         effects: &mut Effects,
-    ) -> Result<std::result::Result<Vec<ParkedRow>, Culprit>> {
-        let mut refreshed = false;
+    ) -> Result<Result<Aside, Culprit>> {
+        // Tables that were looked at again, with the fingerprint of their definition before that.
+        let mut looked: HashMap<TableName, String> = HashMap::new();
         loop {
             let mut trial = effects.clone();
             let failure = match self.attempt(unit, frame, culprits, &mut trial).await {
-                Ok(parks) => {
+                Ok(aside) => {
                     *effects = trial;
-                    return Ok(Ok(parks));
+                    return Ok(Ok(aside));
                 }
                 Err(failure) => failure,
             };
             match failure {
-                Failure::Fault(fault) => return Err(self.undo(frame, fault).await),
-                Failure::Stale(fault) if refreshed => return Err(self.undo(frame, fault).await),
-                Failure::Stale(_) => {
-                    self.writer.target.batch(frame.undo()).await?;
-                    self.writer.target.refresh().await?;
-                    refreshed = true;
-                }
+                Failure::Fault(fault) => return Err(self.undo(frame, fault.into()).await),
+                Failure::Stale(misfit) => match looked.remove(&misfit.table) {
+                    Some(before) => return Err(self.undo(frame, self.halt(misfit, before)).await),
+                    None => {
+                        self.writer.target.batch(frame.undo()).await?;
+                        looked.insert(misfit.table.clone(), self.look_again(&misfit.table).await?);
+                    }
+                },
                 Failure::Data(culprit) => {
                     self.writer.target.batch(frame.undo()).await?;
-                    if !culprit.collision || !self.writer.remember_collision(&culprit.table) {
+                    if culprit.collision && self.writer.remember_collision(&culprit.table) {
+                        continue;
+                    }
+                    let drifts = self.misfit == OnMisfit::Pause && culprit.may_be_drift();
+                    if !drifts || looked.contains_key(&culprit.table) {
+                        return Ok(Err(culprit));
+                    }
+                    let known = self.writer.target.catalog.found(&culprit.table).cloned();
+                    let before = self.look_again(&culprit.table).await?;
+                    let found = self.writer.target.catalog.found(&culprit.table);
+                    if found != known.as_ref() {
+                        looked.insert(culprit.table.clone(), before);
+                    } else if let Some(misfit) = drift::behind(&culprit, unit.changes, found) {
+                        return Err(Halt::Misfit(misfit, before));
+                    } else {
                         return Ok(Err(culprit));
                     }
                 }
@@ -307,12 +380,28 @@ impl Ladder {
         }
     }
 
-    /// Ends a frame because of a fault; the fault matters, not how the end went.
-    async fn undo(&mut self, frame: Frame, fault: Fault) -> Fault {
+    /// Reads the target's catalog again; gives the fingerprint that a table's definition had before, so that a change made
+    /// after the look is noticed.
+    pub(super) async fn look_again(&mut self, table: &TableName) -> Result<String> {
+        let before = table_state::definition(&self.writer.target.session, table).await?;
+        self.writer.target.refresh().await?;
+        Ok(before)
+    }
+
+    /// A statement does not go with the table although the catalog is fresh.
+    pub(super) fn halt(&self, misfit: Misfit, before: String) -> Halt {
+        match misfit.fault.code {
+            Code::ShapeMismatch | Code::NoKey => Halt::Misfit(misfit, before),
+            _ => Halt::Fault(misfit.fault),
+        }
+    }
+
+    /// Ends a frame because of a halt; that matters, not how the end went.
+    async fn undo(&mut self, frame: Frame, halt: Halt) -> Halt {
         if let Err(second) = self.writer.target.batch(frame.undo()).await {
             tracing::debug!(error = %second, "rollback");
         }
-        fault
+        halt
     }
 
     async fn attempt(
@@ -321,12 +410,17 @@ impl Ladder {
         frame: Frame,
         culprits: &[(usize, usize, u32, Culprit)],
         effects: &mut Effects,
-    ) -> std::result::Result<Vec<ParkedRow>, Failure> {
+    ) -> Result<Aside, Failure> {
         self.writer.target.open_with(frame.open()).await?;
-        let (skips, parks) = self.set_aside(unit, culprits)?;
+        let (skips, aside) = self.set_aside(unit, culprits)?;
         self.writer.write(unit.changes, unit.plan, &skips, effects).await?;
         let when = When { next: unit.next, end_lsn: unit.end_lsn, commit_time_us: unit.commit_time_us };
-        for park in &parks {
+        for (table, filtered) in &aside.emptied {
+            let session = &self.writer.target.session;
+            let settled = settle(session, &self.checkpoint.flow, unit.next, table, *filtered).await?;
+            effects.notes.add(table, "settled", settled);
+        }
+        for park in &aside.parked {
             park.store(&self.writer.target.session, &self.checkpoint.flow, when).await?;
             effects.notes.add(&park.table, "parked", 1);
             effects.parked += 1;
@@ -334,7 +428,7 @@ impl Ladder {
         if frame == Frame::Savepoint {
             self.writer.target.batch("RELEASE SAVEPOINT sitepair_piece").await?;
         }
-        Ok(parks)
+        Ok(aside)
     }
 
     /// The slots that are not written: culprits, what depends on them, and what needs a key or value parked earlier (A6).
@@ -342,19 +436,25 @@ impl Ladder {
         &mut self,
         unit: &Unit<'_>,
         culprits: &[(usize, usize, u32, Culprit)],
-    ) -> std::result::Result<(Skips, Vec<ParkedRow>), Failure> {
-        let (mut skips, mut parks) = (Skips::new(), Vec::new());
+    ) -> Result<(Skips, Aside), Failure> {
+        let (mut skips, mut set_aside) = (Skips::new(), Aside::default());
         if culprits.is_empty() && self.parked.is_empty() {
-            return Ok((skips, parks));
+            return Ok((skips, set_aside));
         }
         for (number, stage) in unit.plan.stages.iter().enumerate() {
+            for relation in &stage.truncate {
+                if (self.writer.truncate)(&relation.table) == TruncatePolicy::Apply {
+                    set_aside.emptied.insert(relation.table.clone(), relation.filter.is_some());
+                    set_aside.parked.retain(|park| park.table != relation.table);
+                }
+            }
             let tables = self.writer.tables(stage)?;
             for (at, (table, slots)) in tables.iter().zip(&stage.tables).enumerate() {
                 let view = View { changes: unit.changes, slots, table };
                 let here = |(s, t, _, _): &&(usize, usize, u32, Culprit)| (*s, *t) == (number, at);
                 let named: Vec<_> = culprits.iter().filter(here).collect();
                 let mut aside: HashSet<u32> = named.iter().map(|(_, _, slot, _)| *slot).collect();
-                aside.extend(self.parked.needed_by(view));
+                aside.extend(self.parked.needed_by(view, &set_aside.emptied));
                 let aside = closure(slots, &aside);
                 let mut ordered: Vec<u32> = aside.iter().copied().collect();
                 ordered.sort_unstable();
@@ -364,14 +464,15 @@ impl Ladder {
                         Some((_, _, _, culprit)) => (culprit.sqlstate.as_str(), culprit.what.as_str()),
                         None => ("", "it needs a key or a unique value of an operation parked before"),
                     };
-                    parks.push(ParkedRow::of(view, slot, state, what));
+                    set_aside.parked.push(ParkedRow::of(view, slot, state, what));
                 }
                 if !aside.is_empty() {
                     skips.insert((number, at), aside);
                 }
             }
         }
-        Ok((skips, parks))
+        set_aside.emptied.retain(|table, _| self.parked.has(table));
+        Ok((skips, set_aside))
     }
 
     /// Finds the rows that can't be written and, under `park`, writes the others.
@@ -381,19 +482,22 @@ impl Ladder {
         frame: Frame,
         mut error: Culprit,
         effects: &mut Effects,
-    ) -> Result<Vec<ParkedRow>> {
+    ) -> Result<Aside> {
         let mut culprits: Vec<(usize, usize, u32, Culprit)> = Vec::new();
         loop {
             let found = match self.probe(unit, frame, &culprits, &mut effects.clone()).await {
                 Ok(found) => found,
                 Err(Failure::Data(culprit)) => {
-                    return Err(self.undo(frame, self.data_error(unit, &culprit, None)).await);
+                    return Err(self.undo(frame, self.data_error(unit, &culprit, None).into()).await);
                 }
-                Err(Failure::Stale(fault) | Failure::Fault(fault)) => return Err(self.undo(frame, fault).await),
+                // What changed in these moments shows again when the unit is tried as a whole.
+                Err(Failure::Stale(Misfit { fault, .. }) | Failure::Fault(fault)) => {
+                    return Err(self.undo(frame, fault.into()).await);
+                }
             };
             self.writer.target.batch(frame.undo()).await?;
             let Some((stage, table, slot, first)) = found.first() else {
-                return Err(self.data_error(unit, &error, None));
+                return Err(self.data_error(unit, &error, None).into());
             };
             let fault = {
                 let slots = &unit.plan.stages[*stage].tables[*table];
@@ -401,12 +505,12 @@ impl Ladder {
                 self.data_error(unit, first, Some(&key_json(&key)))
             };
             match self.on_error {
-                OnError::Stop => return Err(fault),
+                OnError::Stop => return Err(fault.into()),
                 OnError::Park => tracing::warn!(flow = %self.checkpoint.flow, error = %fault, "parked"),
             }
             culprits.extend(found);
             match self.attempts(unit, frame, &culprits, effects).await? {
-                Ok(parks) => return Ok(parks),
+                Ok(aside) => return Ok(aside),
                 Err(culprit) => error = culprit,
             }
         }
@@ -433,7 +537,7 @@ impl Ladder {
         frame: Frame,
         known: &[(usize, usize, u32, Culprit)],
         effects: &mut Effects,
-    ) -> std::result::Result<Vec<(usize, usize, u32, Culprit)>, Failure> {
+    ) -> Result<Vec<(usize, usize, u32, Culprit)>, Failure> {
         self.writer.target.open_with(frame.open()).await?;
         let (skips, _) = self.set_aside(unit, known)?;
         let mut found = Vec::new();
@@ -458,7 +562,7 @@ impl Ladder {
         view: View<'_>,
         skip: &HashSet<u32>,
         effects: &mut Effects,
-    ) -> std::result::Result<Vec<(u32, Culprit)>, Failure> {
+    ) -> Result<Vec<(u32, Culprit)>, Failure> {
         let ways = Ways { colliding: true, ..self.writer.ways(view.table, effects) };
         let chosen = select(view.slots, ways, skip);
         let mut found: Vec<(u32, Culprit)> = Vec::new();
@@ -488,15 +592,12 @@ impl Ladder {
         Ok(found)
     }
 
-    async fn savepoint(&mut self) -> Result<()> {
+    pub(super) async fn savepoint(&mut self) -> Result<(), Fault> {
         self.writer.target.batch("SAVEPOINT sitepair_row").await
     }
 
     /// Keeps what was done since the savepoint, or takes it back and gives the culprit.
-    async fn judged(
-        &mut self,
-        outcome: std::result::Result<(), Failure>,
-    ) -> std::result::Result<Option<Culprit>, Failure> {
+    pub(super) async fn judged(&mut self, outcome: Result<(), Failure>) -> Result<Option<Culprit>, Failure> {
         match outcome {
             Ok(()) => {
                 self.writer.target.batch("RELEASE SAVEPOINT sitepair_row").await?;
@@ -512,8 +613,17 @@ impl Ladder {
 
     /// Ends the open transaction: what was displaced is settled if the horizon is reached, then origin, checkpoint,
     /// journal, COMMIT.
-    async fn commit(&mut self, unit: &Unit<'_>, mut effects: Effects, parked: Vec<ParkedRow>) -> Result<Done> {
-        if effects.horizon.advance(unit.end_lsn) && (effects.displaced || self.writer.displaced) {
+    async fn commit(&mut self, unit: &Unit<'_>, effects: Effects, aside: Aside) -> Result<Done> {
+        match self.end(unit, effects, aside).await {
+            Ok(done) => Ok(done),
+            Err(halt) => Err(self.undo(Frame::Transaction, halt).await),
+        }
+    }
+
+    async fn end(&mut self, unit: &Unit<'_>, mut effects: Effects, aside: Aside) -> Result<Done> {
+        effects.horizon.advance(unit.end_lsn);
+        // Rows may be left of a table that joined at its horizon.
+        if !effects.horizon.is_before() && (effects.displaced || self.writer.displaced) {
             self.finish_scope(&mut effects, "horizon").await?;
         }
         let writer = &self.writer;
@@ -551,52 +661,8 @@ impl Ladder {
         self.writer.displaced = self.writer.displaced && effects.horizon.is_before() || effects.displaced;
         self.writer.shadow.committed(&effects.emptied, unit.end_lsn);
         self.writer.forget_collisions();
-        self.remember_parked(&parked);
+        self.remember(&aside);
         let transactions = u64::try_from(unit.transactions).unwrap_or_default();
-        Ok(Done { checkpoint: self.checkpoint.clone(), parked, rows, transactions })
-    }
-
-    /// Puts displaced rows back that no record has settled; one that conflicts is parked, or stops a transaction that is
-    /// no horizon's business (H4e).
-    async fn finish_scope(&mut self, effects: &mut Effects, scope: &str) -> Result<()> {
-        let flow = self.checkpoint.flow.clone();
-        if scope == "transaction" && effects.horizon.is_before() {
-            let widen = "UPDATE sitepair.displaced SET scope = 'horizon' WHERE flow = $1 AND scope = 'transaction'";
-            let widened = self.writer.target.session.execute(widen, &[&flow]).await;
-            return widened.map(|_| ()).map_err(|error| sqlstate::fault(&error));
-        }
-        const LEFT: &str = "DELETE FROM sitepair.displaced WHERE flow = $1 AND scope = $2 \
-             RETURNING id, table_schema, table_name, key::text, whole_row";
-        let left = self.writer.target.session.query(LEFT, &[&flow, &scope]).await;
-        let mut left = left.map_err(|error| sqlstate::fault(&error))?;
-        left.sort_by_key(|row| row.get::<_, i64>(0));
-        for row in left {
-            let name = crate::model::TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
-            let (key, whole_row): (String, String) = (row.get(3), row.get(4));
-            let table = Arc::clone(&self.writer.target.catalog.whole(&name)?);
-            self.savepoint().await?;
-            let put = self.writer.target.session.execute(&table.restore(), &[&whole_row]).await;
-            let outcome = put.map(|_| ()).map_err(|error| Failure::of(&error, &name));
-            let culprit = match self.judged(outcome).await {
-                Ok(culprit) => culprit,
-                Err(Failure::Data(culprit)) => Some(culprit),
-                Err(Failure::Stale(fault) | Failure::Fault(fault)) => return Err(fault),
-            };
-            let Some(culprit) = culprit else {
-                effects.notes.add(&name, "restored", 1);
-                continue;
-            };
-            if scope == "transaction" && self.on_error == OnError::Stop {
-                let what = format!("flow {flow}, table {name}, key {key}: {}", culprit.what);
-                return Err(Fault::new(Code::DataError, what));
-            }
-            let when = When { next: effects.next, end_lsn: self.checkpoint.end_lsn, commit_time_us: None };
-            ParkedRow::restore(name.clone(), key, &culprit)
-                .store_whole(&self.writer.target.session, &flow, when, &whole_row)
-                .await?;
-            effects.notes.add(&name, "parked", 1);
-            effects.parked += 1;
-        }
-        Ok(())
+        Ok(Done { checkpoint: self.checkpoint.clone(), parked: aside.parked, rows, transactions })
     }
 }

@@ -1,6 +1,6 @@
 //! Operations that are set aside under `on_error = "park"`, and those that must follow them (A6).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::ToSql;
 
@@ -17,7 +17,15 @@ use crate::postgres::sqlstate;
 pub(super) struct Parked {
     keys: HashSet<(TableName, String)>,
     values: HashSet<(TableName, String)>,
+    /// Of rows that were displaced and could not be put back; among `keys` too.
+    restores: HashSet<(TableName, String)>,
 }
+
+/// Tables that a TRUNCATE emptied, and whether the rule's row filter left rows in them.
+///
+/// All that was parked of the source's rows is settled then: the source has none of them any more. A displaced row that could
+/// not be put back is a row of the target, and is settled only where TRUNCATE would have taken it along whatever it holds.
+pub(super) type Emptied = HashMap<TableName, bool>;
 
 /// An operation on its way into `sitepair.parked`.
 #[derive(Debug, Clone)]
@@ -44,13 +52,19 @@ impl Parked {
     /// What an earlier run has parked.
     pub async fn load(session: &Session, flow: &str) -> Result<Self> {
         const LOAD: &str = "SELECT table_schema, table_name, key::text, old_key::text, \
-             ARRAY(SELECT value::text FROM jsonb_array_elements(held)) FROM sitepair.parked WHERE flow = $1";
+             ARRAY(SELECT value::text FROM jsonb_array_elements(held)), operation = 'restore' \
+             FROM sitepair.parked WHERE flow = $1";
         let rows = session.query(LOAD, &[&flow]).await.map_err(|error| sqlstate::fault(&error))?;
         let mut parked = Self::default();
         for row in rows {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
             let keys = [row.get::<_, Option<String>>(2), row.get::<_, Option<String>>(3)];
-            parked.keys.extend(keys.into_iter().flatten().map(|key| (table.clone(), compact(&key))));
+            let keys = keys.into_iter().flatten().map(|key| (table.clone(), compact(&key)));
+            let keys: Vec<_> = keys.collect();
+            if row.get(5) {
+                parked.restores.extend(keys.iter().cloned());
+            }
+            parked.keys.extend(keys);
             let held: Vec<String> = row.get(4);
             parked.values.extend(held.into_iter().map(|value| (table.clone(), compact(&value))));
         }
@@ -71,13 +85,40 @@ impl Parked {
         self.values.extend(row.held.iter().map(|value| (row.table.clone(), value.clone())));
     }
 
-    /// Slots that need a parked key or its unique values.
-    pub fn needed_by(&self, view: View<'_>) -> HashSet<u32> {
+    /// Something of the table is parked.
+    pub fn has(&self, table: &TableName) -> bool {
+        self.keys.iter().any(|(other, _)| other == table)
+    }
+
+    /// What a TRUNCATE settled holds nothing any more.
+    pub fn forget(&mut self, emptied: &Emptied) {
+        if emptied.is_empty() {
+            return;
+        }
+        let restores = &self.restores;
+        let stays = |held: &(TableName, String)| match emptied.get(&held.0) {
+            Some(filtered) => *filtered && restores.contains(held),
+            None => true,
+        };
+        self.keys.retain(stays);
+        self.values.retain(|(table, _)| !emptied.contains_key(table));
+        self.restores.retain(|(table, _)| emptied.get(table).is_none_or(|filtered| *filtered));
+    }
+
+    /// Slots that need a parked key or its unique values; before them in the unit, a TRUNCATE emptied some tables.
+    pub fn needed_by(&self, view: View<'_>, emptied: &Emptied) -> HashSet<u32> {
         let table = &view.table.relation.table;
+        let (keys, values) = match emptied.get(table) {
+            None => (Some(&self.keys), Some(&self.values)),
+            Some(true) => (Some(&self.restores), None),
+            Some(false) => (None, None),
+        };
+        let holds = |held: Option<&HashSet<(TableName, String)>>, text: String| {
+            held.is_some_and(|held| held.contains(&(table.clone(), text)))
+        };
         let slots = 0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX);
         let needs = |slot: &u32| {
-            self.keys.contains(&(table.clone(), key_json(&view.key(*slot))))
-                || held(view, *slot).into_iter().any(|value| self.values.contains(&(table.clone(), value)))
+            holds(keys, key_json(&view.key(*slot))) || held(view, *slot).into_iter().any(|value| holds(values, value))
         };
         slots.filter(needs).collect()
     }
@@ -191,6 +232,23 @@ fn image(view: View<'_>, slot: u32) -> Option<String> {
         })
         .collect();
     Some(serde_json::Value::Object(object).to_string())
+}
+
+/// Removes what a TRUNCATE settled, and notes each; gives how many.
+pub(super) async fn settle(
+    session: &Session,
+    flow: &str,
+    next: Offset,
+    table: &TableName,
+    filtered: bool,
+) -> Result<u64> {
+    const SETTLE: &str = "WITH gone AS (DELETE FROM sitepair.parked WHERE flow = $1 AND table_schema = $3 AND table_name = $4 \
+           AND NOT ($5 AND operation = 'restore') RETURNING key) \
+         INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, reason) \
+         SELECT $1, $2, $3, $4, 'settled', key, 'parked before a TRUNCATE of the table' FROM gone";
+    let next = i64::try_from(next.0).unwrap_or(i64::MAX);
+    let settled = session.execute(SETTLE, &[&flow, &next, &table.schema, &table.name, &filtered]).await;
+    settled.map_err(|error| sqlstate::fault(&error))
 }
 
 /// One row of `sitepair.journal_operation`.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::literal::{Param, key_json};
 use super::select::{Move, Selection};
 use super::statement::FINAL;
-use super::table::TargetColumn;
+use super::table::{Misfit, TargetColumn};
 use super::target::{Failure, Item};
 use super::write::{Check, Effects, View, Writer, cells, in_place};
 use crate::horizon::{Conflict, Reserve};
@@ -44,7 +44,8 @@ impl Writer {
         if usize::try_from(counted) == Ok(table.stored.len()) {
             return Ok(());
         }
-        Err(Failure::Stale(Fault::new(Code::ShapeMismatch, format!("table {name}: its columns are changing"))))
+        let fault = Fault::new(Code::ShapeMismatch, format!("table {name}: its columns are changing"));
+        Err(Failure::Stale(Misfit::new(name, fault)))
     }
 
     /// Takes out the rows that the moves build on.

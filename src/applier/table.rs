@@ -71,6 +71,20 @@ pub(super) struct Table {
     pub referenced_by: Vec<TableName>,
 }
 
+/// A table at the target that does not fit its changes.
+#[derive(Debug, Clone)]
+pub(super) struct Misfit {
+    pub table: TableName,
+    /// What does not fit, and the statement to run.
+    pub fault: Fault,
+}
+
+impl Misfit {
+    pub fn new(table: &TableName, fault: Fault) -> Self {
+        Self { table: table.clone(), fault }
+    }
+}
+
 /// The target's catalog, as far as rows are written by it.
 #[derive(Default)]
 pub(super) struct Catalog {
@@ -149,18 +163,20 @@ impl Catalog {
     /// # Errors
     /// `ShapeMismatch` when a table or column is missing, `NoKey` when no fitting key is there; each names the statement
     /// to run.
-    pub fn table(&mut self, relation: &Arc<Relation>) -> Result<Arc<Table>> {
+    pub fn table(&mut self, relation: &Arc<Relation>) -> std::result::Result<Arc<Table>, Misfit> {
         if let Some(table) = self.matched.get(relation) {
             return Ok(Arc::clone(table));
         }
-        let table = Arc::new(self.match_up(relation)?);
+        let table = self.match_up(relation).map_err(|fault| Misfit::new(&relation.table, fault))?;
+        let table = Arc::new(table);
         self.matched.insert(Arc::clone(relation), Arc::clone(&table));
         Ok(table)
     }
 
     /// A table by its name, with all that it stores: for rows that are put back whole.
-    pub fn whole(&mut self, name: &TableName) -> Result<Arc<Table>> {
-        let missing = || Fault::new(Code::ShapeMismatch, format!("table {name} is missing at the target"));
+    pub fn whole(&mut self, name: &TableName) -> std::result::Result<Arc<Table>, Misfit> {
+        let missing =
+            || Misfit::new(name, Fault::new(Code::ShapeMismatch, format!("table {name} is missing at the target")));
         let found = self.tables.get(name).ok_or_else(missing)?;
         let key = found.key().map(|index| index.columns.clone()).unwrap_or_default();
         let columns = found.columns.iter().map(|column| Column {
@@ -178,6 +194,11 @@ impl Catalog {
             filter: None,
         };
         self.table(&Arc::new(relation))
+    }
+
+    /// The table as the catalog had it when it was read.
+    pub fn found(&self, name: &TableName) -> Option<&CatalogTable> {
+        self.tables.get(name)
     }
 
     fn match_up(&self, relation: &Arc<Relation>) -> Result<Table> {
@@ -199,7 +220,8 @@ impl Catalog {
                 missing.iter().map(|c| format!("ADD COLUMN {} {}", quote_ident(&c.name), type_of(c))).collect();
             let what = format!("table {} at the target lacks {}", relation.table, names.join(", "));
             let remedy = format!(
-                "run at the target, with the DEFAULT that the source gave it, if any: ALTER TABLE {sql} {}",
+                "{}run at the target, with the DEFAULT that the source gave it, if any: ALTER TABLE {sql} {}",
+                renamed(relation, &missing, found),
                 adds.join(", ")
             );
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
@@ -300,6 +322,17 @@ const FIRST_USER_OID: u32 = 16384;
 /// `record`: no input function of its own.
 const RECORD: u32 = 2249;
 
+/// Where one column is missing and the target has one of its type that the record lacks: that may be a new name, and then
+/// the values must stay.
+fn renamed(relation: &Relation, missing: &[&Column], found: &CatalogTable) -> String {
+    let [column] = missing else { return String::new() };
+    let surplus = found.columns.iter().filter(|other| relation.columns.iter().all(|column| column.name != other.name));
+    let same: Vec<_> = surplus.filter(|other| other.type_oid == column.type_oid).collect();
+    let [other] = same.as_slice() else { return String::new() };
+    let (sql, old, new) = (relation.table.sql(), quote_ident(&other.name), quote_ident(&column.name));
+    format!("if {old} was renamed at the source, run ALTER TABLE {sql} RENAME COLUMN {old} TO {new}; if not, ")
+}
+
 /// The type without a modifier. `format_type` writes some names so that SQL would add a modifier of 1.
 fn element_type(target: &CatalogColumn) -> String {
     match target.type_oid {
@@ -321,7 +354,7 @@ fn equal_means_identical(target: &CatalogColumn) -> bool {
 }
 
 /// A column's type at the source, with its modifier where that can be said without the source.
-fn type_of(column: &Column) -> String {
+pub(super) fn type_of(column: &Column) -> String {
     let name = match column.type_name.split_once('.') {
         Some((schema, name)) => format!("{}.{}", quote_ident(schema), quote_ident(name)),
         None => quote_ident(&column.type_name),

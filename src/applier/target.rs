@@ -11,9 +11,9 @@ use tokio_postgres::{Error, Statement};
 
 use super::checkpoint::{self, Step};
 use super::literal::Param;
-use super::table::{Catalog, Table};
+use super::table::{Catalog, Misfit, Table};
 use crate::config::ConnInfo;
-use crate::model::{Code, Fault, FlowName, Result, TableName};
+use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{catalog, origin, sqlstate};
 
@@ -51,7 +51,7 @@ pub(super) enum Failure {
     /// The rows themselves: the ladder's business.
     Data(Culprit),
     /// The target's tables are not what the catalog said; worth one more try with a new one.
-    Stale(Fault),
+    Stale(Misfit),
     /// Anything else: connection, contention, rights, …
     Fault(Fault),
 }
@@ -65,6 +65,13 @@ pub(super) struct Culprit {
     pub what: String,
     /// A value that must be unique is not, or rows exclude each other.
     pub collision: bool,
+}
+
+impl Culprit {
+    /// The value itself was refused, or was missing: the table may have another shape than the record.
+    pub fn may_be_drift(&self) -> bool {
+        self.sqlstate.starts_with("22") || ["42804", "42846", "23502"].contains(&self.sqlstate.as_str())
+    }
 }
 
 impl From<Fault> for Failure {
@@ -83,21 +90,26 @@ impl Failure {
             let table = table.clone();
             return Failure::Data(Culprit { table, sqlstate: state.code().to_owned(), what: fault.what, collision });
         }
-        // "cached plan must not change result type"
-        let stale = fault.code == Code::ShapeMismatch || *state == SqlState::FEATURE_NOT_SUPPORTED;
-        if stale { Failure::Stale(fault.at(table)) } else { Failure::Fault(fault.at(table)) }
+        // "cached plan must not change result type"; no operator for the types that two columns have by now
+        let stale = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_FUNCTION, SqlState::AMBIGUOUS_FUNCTION];
+        let fault = fault.at(table);
+        if fault.code == Code::ShapeMismatch || stale.contains(state) {
+            Failure::Stale(Misfit::new(table, fault))
+        } else {
+            Failure::Fault(fault)
+        }
     }
 }
 
 impl Target {
-    /// Connects, takes the flow's origin, reads the catalog.
+    /// Connects, takes the track's origin, reads the catalog.
     ///
     /// # Errors
     /// `SecondApplier` when the origin is in use, `NotDeployed` when it is missing.
-    pub async fn open(info: &ConnInfo, application: &str, flow: &FlowName) -> Result<Self> {
+    pub async fn open(info: &ConnInfo, application: &str, flow: &FlowName, track: Track) -> Result<Self> {
         let session = session::connect(info, application).await?;
         session.batch_execute(SETTINGS).await.map_err(|error| sqlstate::fault(&error).at(info))?;
-        origin::session_setup(&session, &flow.object()).await.map_err(|fault| fault.at(info))?;
+        origin::session_setup(&session, &flow.origin(track)).await.map_err(|fault| fault.at(info))?;
         let (catalog, statements) = (Catalog::default(), HashMap::new());
         let mut target = Self { session: Arc::new(session), catalog, statements, opening: None };
         target.refresh().await?;

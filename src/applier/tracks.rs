@@ -12,9 +12,11 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::checkpoint::{self, Checkpoint};
+use super::settle;
+use super::table::Misfit;
 use crate::failpoint;
-use crate::model::{FlowName, Lsn, Offset, Result, TableName, Track};
-use crate::postgres::table_state::{self, State, TableState};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, TableName, Track};
+use crate::postgres::table_state::{self, Pause, State, TableState};
 use crate::postgres::{origin, sqlstate};
 
 /// Paused tables whose definition at the target has changed since they were found not to fit: [`begin_joining`] takes them
@@ -107,9 +109,6 @@ pub async fn join(client: &Client, flow: &FlowName) -> Result<Option<Vec<TableNa
 
 async fn finish(client: &Client, flow: &FlowName) -> Result<Option<Vec<TableName>>> {
     const LOCK: &str = "SELECT FROM sitepair.checkpoint WHERE flow = $1 FOR UPDATE";
-    const FINISH: &str = "WITH gone AS (DELETE FROM sitepair.checkpoint WHERE flow = $1 AND track = 'joining' RETURNING horizon) \
-         UPDATE sitepair.checkpoint AS c SET horizon = greatest(c.horizon, gone.horizon) FROM gone \
-         WHERE c.flow = $1 AND c.track = 'main'";
     let name = flow.to_string();
     client.query(LOCK, &[&name]).await.map_err(|error| checkpoint::not_deployed(&error))?;
     let main = checkpoint::read(client, flow, Track::Main).await?;
@@ -122,13 +121,82 @@ async fn finish(client: &Client, flow: &FlowName) -> Result<Option<Vec<TableName
     let names: Vec<TableName> =
         tables.into_iter().filter(|table| table.state == State::Joining).map(|table| table.table).collect();
     table_state::joined(client, flow, &names).await?;
-    client.execute(FINISH, &[&name]).await.map_err(|error| sqlstate::fault(&error))?;
-    let detail =
-        json!({ "next_offset": main.next, "end_lsn": main.end_lsn.to_string(), "horizon": side.horizon.to_string() });
+    settle::before_side_ends(client, flow).await?;
+    client.execute(END, &[&name]).await.map_err(|error| sqlstate::fault(&error))?;
+    let horizon = side.horizon.to_string();
+    let detail = json!({ "next_offset": main.next, "end_lsn": main.end_lsn.to_string(), "horizon": horizon });
     for table in &names {
         table_state::event(client, flow, "joined", Some(table), &detail, None).await?;
     }
     Ok(Some(names))
+}
+
+const END: &str = "DELETE FROM sitepair.checkpoint WHERE flow = $1 AND track = 'joining'";
+
+/// Which rows of `sitepair.displaced d` a track settles at its horizon: those of its own tables.
+pub(super) fn settled_by(track: Track) -> &'static str {
+    match track {
+        Track::Main => {
+            "d.track <> 'replay' AND NOT EXISTS (SELECT FROM sitepair.table_state s WHERE s.flow = d.flow \
+             AND s.table_schema = d.table_schema AND s.table_name = d.table_name AND s.state <> 'joined')"
+        }
+        Track::Joining => {
+            "d.track <> 'replay' AND EXISTS (SELECT FROM sitepair.table_state s WHERE s.flow = d.flow \
+             AND s.table_schema = d.table_schema AND s.table_name = d.table_name AND s.state = 'joining')"
+        }
+        Track::Replay => "d.track = 'replay'",
+    }
+}
+
+/// Registers tables as copying at the main checkpoint, before the first change of theirs.
+pub(super) async fn register(client: &Client, flow: &FlowName, at: &Checkpoint, tables: &[TableName]) -> Result<()> {
+    within(client, failpoint::REGISTER, async {
+        table_state::register(client, flow, tables, at.next, at.end_lsn).await?;
+        let detail = json!({ "next_offset": at.next, "end_lsn": at.end_lsn.to_string() });
+        for table in tables {
+            tracing::info!(%flow, %table, offset = %at.next, lsn = %at.end_lsn, "a new table waits for its copy");
+            table_state::event(client, flow, "registered", Some(table), &detail, None).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Leaves a table that does not fit behind at the track's checkpoint. The joining track ends with its last table.
+pub(super) async fn pause(
+    client: &Client,
+    flow: &FlowName,
+    at: &Checkpoint,
+    misfit: &Misfit,
+    fingerprint: &str,
+) -> Result<()> {
+    const HELD: &str = "SELECT FROM sitepair.checkpoint WHERE flow = $1 AND track = $2 AND next_offset = $3 \
+         AND end_lsn = $4::text::pg_lsn FOR UPDATE";
+    let (table, name, track) = (&misfit.table, flow.to_string(), at.track.name());
+    let remedy = misfit.fault.remedy.as_deref().unwrap_or_else(|| misfit.fault.code.remedy());
+    let reason = format!("{}; {remedy}", misfit.fault.what);
+    let next = i64::try_from(at.next.0).unwrap_or(i64::MAX);
+    let fault = |error: tokio_postgres::Error| sqlstate::fault(&error);
+    within(client, failpoint::PAUSE, async {
+        let held = client.query_opt(HELD, &[&name, &track, &next, &at.end_lsn.to_string()]).await.map_err(fault)?;
+        if held.is_none() {
+            let what = format!("the checkpoint of flow {flow} (track {track}) is not at offset {}", at.next);
+            return Err(Fault::new(Code::CheckpointMoved, what));
+        }
+        let (end_lsn, horizon) = (at.end_lsn, at.horizon);
+        let pause = Pause { next: at.next, end_lsn, horizon, reason: &reason, fingerprint };
+        table_state::paused(client, flow, table, pause).await?;
+        let detail = json!({ "next_offset": at.next, "end_lsn": end_lsn.to_string(), "track": track });
+        table_state::event(client, flow, "paused", Some(table), &detail, Some(&reason)).await?;
+        let joining = table_state::read(client, flow).await?.iter().any(|other| other.state == State::Joining);
+        if at.track == Track::Joining && !joining {
+            client.execute(END, &[&name]).await.map_err(fault)?;
+        }
+        Ok(())
+    })
+    .await?;
+    tracing::warn!(%flow, %table, offset = %at.next, lsn = %at.end_lsn, fault = %misfit.fault, "the table pauses, the others go on");
+    Ok(())
 }
 
 /// Runs `work` in a transaction; a test can end the process before and after its commit.

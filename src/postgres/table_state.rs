@@ -153,7 +153,7 @@ pub async fn again(client: &Client, flow: &FlowName, tables: &[TableName], next:
            SELECT $1, t.schema, t.name, 'copying', $4, $5::pg_lsn FROM t, at \
            ON CONFLICT (flow, table_schema, table_name) DO UPDATE SET state = 'copying', next_offset = $4, \
              end_lsn = $5::pg_lsn, horizon = NULL, reason = NULL, fingerprint = NULL, held_rows = NULL, \
-             snapshot_rows = NULL, since = clock_timestamp() RETURNING 1) SELECT count(*) FROM made"
+             snapshot_rows = NULL, replayed_to = NULL, since = clock_timestamp() RETURNING 1) SELECT count(*) FROM made"
     );
     placed(client, &sql, flow, tables, next, end_lsn).await
 }

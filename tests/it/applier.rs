@@ -1,14 +1,18 @@
 //! The applier on real servers: what it writes, what it refuses, where it goes on.
 
 mod collide;
+mod drift;
 mod guards;
 mod horizon;
+mod kill;
 mod ladder;
 mod pair;
 mod random;
 mod resume;
 mod shadow;
 mod shapes;
+mod tables;
+mod tracks;
 mod types;
 
 use pair::{Pair, versions};

@@ -18,7 +18,7 @@ async fn a_second_applier_is_told_so() {
         pair.pull().await;
         let (stop_first, stop) = tokio::sync::watch::channel(false);
         let (sender, mut state) = tokio::sync::watch::channel(ApplierState::default());
-        let first = tokio::spawn(applier::run(pair.parts(), stop, Goal::Never, sender));
+        let first = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
         let applied = state.wait_for(|state| state.transactions == 1);
         tokio::time::timeout(Duration::from_secs(20), applied).await.unwrap().unwrap();
         let fault = pair.try_apply().await.unwrap_err();
@@ -36,7 +36,7 @@ async fn the_checkpoint_moves_only_from_where_it_was() {
     pair.sync().await;
     let (keep, stop) = tokio::sync::watch::channel(false);
     let (sender, mut state) = tokio::sync::watch::channel(ApplierState::default());
-    let running = tokio::spawn(applier::run(pair.parts(), stop, Goal::Never, sender));
+    let running = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
     tokio::time::timeout(Duration::from_secs(20), state.wait_for(|state| state.checkpoint.is_some()))
         .await
         .unwrap()
@@ -60,7 +60,7 @@ async fn foreign_checkpoints_and_topics() {
     pair.source.sql("insert into t values (2, 'b')");
     pair.pull().await;
     assert_eq!(pair.try_apply().await.unwrap_err().code.name(), "foreign-checkpoint");
-    let mut parts = pair.parts();
+    let mut parts = pair.parts(sitepair::model::Track::Main);
     parts.identity = Some(FlowIdentity {
         name: pair.flow.clone(),
         flow_id: pair.flow_id,
@@ -134,7 +134,7 @@ async fn the_targets_tables_may_change_while_it_runs() {
         let mut pair = Pair::new(version, DDL).await;
         let (stop_it, stop) = tokio::sync::watch::channel(false);
         let (sender, mut state) = tokio::sync::watch::channel(ApplierState::default());
-        let running = tokio::spawn(applier::run(pair.parts(), stop, Goal::Never, sender));
+        let running = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
         let mut wait = async |transactions: u64| {
             let reached = state.wait_for(|state| state.transactions >= transactions);
             tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap().unwrap();

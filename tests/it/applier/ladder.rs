@@ -153,3 +153,99 @@ async fn a_culprit_after_a_truncate_is_the_only_one() {
         assert_eq!(pair.target.sql("select string_agg(id::text, ' ' order by id) from t"), "11 12");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_settles_what_was_parked_of_its_table() {
+    for version in versions() {
+        // In one group, in groups, and in pieces.
+        for rows in [20_000, 2] {
+            let ddl = "create table o (id int primary key)";
+            let mut pair = Pair::with(version, &format!("{SOURCE}; {ddl}"), &format!("{TARGET}; {ddl}")).await;
+            pair.on_error = OnError::Park;
+            (pair.bounds.rows, pair.part_changes) = (rows, 1);
+            pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'bad')");
+            pair.pull().await;
+            assert_eq!(pair.apply().await.parked, 1);
+            // Parked before, parked in the same transaction, written after with the same key and values.
+            pair.source.sql(
+                "begin; insert into t values (3, 3, 'bad'); update t set u = 20 where id = 2; truncate t; \
+                 insert into t values (2, 2, 'c'), (3, 3, 'd'), (4, 20, 'e'), (5, 5, 'bad'); insert into o values (1); commit",
+            );
+            pair.source.sql("insert into t values (1, 1, 'again')");
+            pair.pull().await;
+            pair.apply().await;
+            let left = "select string_agg(id || v, ' ' order by id) from t";
+            assert_eq!(pair.target.sql(left), "1again 2c 3d 4e", "rows {rows}");
+            assert_eq!(pair.target.sql("select key from sitepair.parked"), "[\"5\"]", "rows {rows}");
+            let noted = "select count(*) > 0, bool_and(reason like '%TRUNCATE%') from sitepair.journal_operation where what = 'settled'";
+            assert_eq!(pair.target.sql(noted), "t|t", "rows {rows}");
+            // Nothing of the old is remembered, in this run or the next.
+            pair.source.sql("update t set v = 'f' where id in (2, 3); delete from t where id = 5; truncate t");
+            pair.sync().await;
+            assert_eq!(pair.target.sql("select count(*) from sitepair.parked"), "0");
+            pair.assert_journal();
+        }
+    }
+}
+
+/// With a row filter TRUNCATE deletes rows of the rule only; a displaced row of the target that waits to be put back is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_the_rules_rows_leaves_rows_of_the_target_parked() {
+    for version in versions() {
+        let mut pair = Pair::with(version, SOURCE, TARGET).await;
+        pair.on_error = OnError::Park;
+        pair.filters.insert("t".into(), "\"id\" > 0".into());
+        pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'bad')");
+        pair.pull().await;
+        pair.apply().await;
+        pair.target.sql(&format!(
+            "insert into sitepair.parked (flow, next_offset, end_lsn, table_schema, table_name, operation, key, whole_row, error) \
+             values ('{}', 1, '0/1', 'public', 't', 'restore', '[\"-7\"]', '(-7,7,own)', 'conflict')",
+            pair.flow
+        ));
+        pair.source.sql("truncate t; insert into t values (2, 2, 'c')");
+        pair.pull().await;
+        pair.apply().await;
+        assert_eq!(pair.target.sql("select operation, key from sitepair.parked"), "restore|[\"-7\"]");
+        assert_eq!(pair.target.sql("select string_agg(id || v, ' ' order by id) from t"), "2c");
+    }
+}
+
+/// A sequence forgets nothing in a rollback, so the trigger can fail a number of times.
+const CONTENDED: &str = "create sequence s; create table lim (n int); insert into lim values (3); \
+    create function contend() returns trigger language plpgsql as $$ begin \
+      if new.v = 'x' and nextval('public.s') <= (select n from public.lim) then raise exception using errcode = '40001'; end if; \
+      return new; end $$; \
+    create trigger c before insert or update on t for each row execute function contend(); \
+    alter table t enable always trigger c";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contention_is_tried_again_in_place() {
+    for version in versions() {
+        for rows in [20_000, 2] {
+            let mut pair = Pair::with(version, SOURCE, &format!("{SOURCE}; {CONTENDED}")).await;
+            (pair.bounds.rows, pair.part_changes) = (rows, 1);
+            pair.source.sql("insert into t select g, g, 'v' from generate_series(1, 5) g");
+            pair.sync().await;
+            pair.source.sql("begin; update t set v = 'w' where id < 4; update t set v = 'x' where id = 5; commit");
+            pair.pull().await;
+            let state = pair.try_apply().await.unwrap();
+            assert_eq!((state.transactions, state.parked), (1, 0), "rows {rows}");
+            assert!(pair.target.sql("select last_value from s").parse::<u64>().unwrap() > 3);
+            pair.assert_equal();
+            // It is bounded, and nothing is left of the attempts.
+            pair.target.sql("update lim set n = 1000; select setval('s', 1)");
+            pair.source
+                .sql("begin; update t set v = 'y' where id < 4; update t set v = 'x', u = 9 where id = 5; commit");
+            pair.pull().await;
+            let fault = pair.try_apply().await.unwrap_err();
+            assert_eq!((fault.code.name(), fault.is_transient()), ("contention", true));
+            assert_eq!(pair.target.sql("select last_value from s"), "9", "rows {rows}: eight attempts");
+            assert_eq!(pair.target.sql("select count(*) from t where v = 'y'"), "0");
+            pair.target.sql("update lim set n = 0");
+            pair.apply().await;
+            pair.assert_equal();
+            pair.assert_journal();
+        }
+    }
+}

@@ -1,9 +1,14 @@
-//! Random work at the source, in groups of any size: both sites end equal. `SITEPAIR_SEED` repeats a run,
-//! `SITEPAIR_ROUNDS` asks for more than one.
+//! Random work at the source, in groups of any size, while tables are copied, pause and join: both sites end equal.
+//! `SITEPAIR_SEED` repeats a run, `SITEPAIR_ROUNDS` asks for more than one.
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use sitepair::applier;
+use sitepair::model::{Offset, Track};
+use sitepair::postgres::table_state::{self, State};
+
+use super::tables::table;
 use super::{Pair, versions};
 
 pub const DDL: &str = "create table a (id int primary key, u int unique, v text, big text); alter table a alter big set storage external; \
@@ -77,6 +82,107 @@ async fn both_sites_end_equal() {
                 pair.apply().await;
                 pair.assert_equal();
                 assert_eq!(pair.target.sql("select count(*) from sitepair.parked"), "0", "seed {seed}");
+            }
+        }
+    }
+}
+
+/// One step of a conductor's, a copier's or an operator's, whichever is possible.
+async fn step(pair: &Pair, random: &mut StdRng) -> String {
+    let name = ["a", "b", "c"][random.random_range(0..3)];
+    let session = pair.at_target().await;
+    let states = table_state::read(&session, &pair.flow).await.unwrap();
+    let state = states.iter().find(|state| state.table == table(name)).map(|state| state.state);
+    let side = pair.checkpoint_of(Track::Joining).await;
+    match (random.random_range(0..8), state, side) {
+        // A resync, while nothing of the table is joining: a conductor ends that first.
+        (0 | 1, Some(State::Joined | State::Paused | State::Copied), _) => {
+            let at = pair.checkpoint().await;
+            table_state::again(&session, &pair.flow, &[table(name)], at.next, at.end_lsn).await.unwrap();
+            format!("{name} again at {}", at.next)
+        }
+        (2 | 3, Some(State::Copying), _) if broken(pair).as_deref() != Some(name) => {
+            pair.copy(name).await;
+            format!("{name} copied")
+        }
+        (4, _, Some(side)) => {
+            let main = pair.checkpoint().await.next.0;
+            let goal = Offset(random.random_range(side.next.0..=main.max(side.next.0)));
+            pair.try_track(Track::Joining, goal).await.unwrap_or_else(|fault| panic!("{fault}"));
+            format!("joining to {goal}")
+        }
+        (5, _, None) => {
+            let begun = applier::begin_joining(&session, &pair.flow).await.unwrap();
+            format!("begin joining at {:?}", begun.map(|begun| begun.next))
+        }
+        (6, ..) => {
+            let column = "v";
+            match broken(pair) {
+                Some(name) => pair.target.sql(&format!("alter table {name} rename was_{column} to {column}")),
+                None => pair.target.sql(&format!("alter table {name} rename {column} to was_{column}")),
+            };
+            format!("{name} broken or mended")
+        }
+        _ => format!("join: {:?}", pair.join().await),
+    }
+}
+
+/// The table whose column has another name at the target.
+fn broken(pair: &Pair) -> Option<String> {
+    let found = pair.target.sql("select attrelid::regclass from pg_attribute where attname = 'was_v' and attrelid::regclass::text in ('a', 'b', 'c')");
+    (!found.is_empty()).then_some(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_copied_pause_and_join() {
+    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    for version in versions() {
+        for run in 0..asked("SITEPAIR_ROUNDS").unwrap_or(1) {
+            let seed: u64 = asked("SITEPAIR_SEED").unwrap_or_else(|| rand::rng().next_u64());
+            eprintln!("SITEPAIR_SEED={seed} version {version} run {run}");
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut pair = Pair::new(version, DDL).await;
+            pair.conducted();
+            pair.bounds.rows = [3, 40, 20_000][random.random_range(0..3)];
+            pair.part_changes = random.random_range(1..8);
+            let joined = ["a", "b", "c"].into_iter().filter(|_| random.random_bool(0.5));
+            pair.join_at_once(&joined.collect::<Vec<_>>()).await;
+            for _ in 0..14 {
+                let batch: String = (0..random.random_range(1..8)).map(|_| transaction(&mut random)).collect();
+                pair.source.sql(&batch);
+                if random.random_bool(0.8) {
+                    pair.pull().await;
+                }
+                if random.random_bool(0.7) {
+                    pair.apply().await;
+                }
+                if pair.target.sql("select count(*) from sitepair.checkpoint") != "0" {
+                    eprintln!("  {}, then {}", step(&pair, &mut random).await, pair.states());
+                }
+            }
+            pair.pull().await;
+            pair.apply().await;
+            if let Some(name) = broken(&pair) {
+                pair.target.sql(&format!("alter table {name} rename was_v to v"));
+            }
+            pair.join().await;
+            pair.join().await;
+            for name in ["a", "b", "c"] {
+                if pair.states().contains(&format!("{name}=copying")) {
+                    pair.copy(name).await;
+                }
+            }
+            pair.join().await;
+            assert!(pair.states().split(' ').all(|state| state.ends_with("=joined")), "{}", pair.states());
+            pair.source.sql("insert into b values ('end', 1) on conflict do nothing");
+            pair.pull().await;
+            pair.apply().await;
+            let unapplied = pair.checkpoint().await;
+            assert!(!unapplied.state().is_before(), "the horizon is reached: {unapplied:?}");
+            pair.assert_equal();
+            pair.assert_journal();
+            for left in ["parked", "displaced"] {
+                assert_eq!(pair.target.sql(&format!("select count(*) from sitepair.{left}")), "0", "seed {seed}");
             }
         }
     }
