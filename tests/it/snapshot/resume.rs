@@ -15,12 +15,21 @@ use super::pair::{Pair, versions};
 const ROLE: &str = "SITEPAIR_TEST_COPY";
 
 /// A copier in a process of its own: this test binary again.
-fn child(pair: &Pair, failpoint: &str) -> std::process::Child {
+fn child(pair: &Pair, failpoint: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["snapshot::resume::process", "--exact", "--ignored", "--nocapture"]).stdout(Stdio::null());
     command.env(ROLE, format!("{}\n{}", pair.source.conninfo(), pair.target.conninfo()));
     command.env("SITEPAIR_FAILPOINT", failpoint);
-    command.spawn().expect("the child starts")
+    command
+}
+
+/// Copies in a process of its own; the most memory that it held.
+pub fn peak_resident_bytes(pair: &Pair) -> u64 {
+    let output = child(pair, "").stdout(Stdio::piped()).output().expect("the child runs");
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let kib = said.lines().find_map(|line| line.split_once("VmHWM:")).expect("it says so").1;
+    kib.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
 }
 
 #[test]
@@ -54,6 +63,8 @@ fn process() {
         let (_stopper, stop) = watch::channel(false);
         snapshot::run(parts, stop, state).await.unwrap();
     });
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    println!("{}", status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -74,7 +85,7 @@ async fn killed_at_any_point_it_goes_on_where_it_was() {
         let mut kills = 0;
         for round in 0..30 {
             let point = if round % 2 == 0 { "before-chunk-commit:3" } else { "after-chunk-commit:2" };
-            let status = child(&pair, point).wait().expect("the child ends");
+            let status = child(&pair, point).status().expect("the child ends");
             if status.success() {
                 break;
             }
