@@ -18,10 +18,7 @@ const NAMED_SESSIONS: usize = 5;
 /// A transaction id above those of all transactions that have written so far, running ones included.
 ///
 /// Not `pg_snapshot_xmax`: that is one past the last *completed* transaction, and a running one may be above it.
-///
-/// # Errors
-/// What the server says.
-pub async fn xid_above_all(client: &Client) -> Result<u64> {
+async fn xid_above_all(client: &Client) -> Result<u64> {
     let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_snapshot_xmax(pg_current_snapshot()) \
                       ELSE pg_current_xact_id() END::text";
     let row = client.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error))?;
@@ -55,12 +52,38 @@ pub async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration>, what
     }
 }
 
+/// Waits until every transaction of this database that has written so far, prepared ones included, has ended and is
+/// visible if it committed (H1). A WARN names those that it waits behind; `what` says for whom.
+///
+/// # Errors
+/// What the server says.
+pub async fn outwait_writers(client: &Client, what: &str) -> Result<()> {
+    // A transaction's lock on its own id outlives its place among the running ones, so without a lock it is visible.
+    let xid = xid_above_all(client).await?;
+    let mut looked = Instant::now();
+    loop {
+        let sessions = holders(client, xid, true).await?;
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            tracing::warn!(what, behind = %names(&sessions), "waiting for older transactions to end");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Names the sessions and prepared transactions that hold a transaction id below `xmax`, oldest first; without query
 /// texts, which may hold secrets.
 ///
 /// # Errors
 /// What the server says.
 pub async fn in_the_way(client: &Client, xmax: u64) -> Result<String> {
+    Ok(names(&holders(client, xmax, false).await?))
+}
+
+async fn holders(client: &Client, xmax: u64, here: bool) -> Result<Vec<String>> {
     let sql = "SELECT CASE WHEN l.pid IS NULL \
                  THEN format('prepared transaction %L of %s in database %s, since %s', p.gid, p.owner, p.database, \
                              to_char(p.prepared, 'YYYY-MM-DD\"T\"HH24:MI:SSOF')) \
@@ -72,9 +95,10 @@ pub async fn in_the_way(client: &Client, xmax: u64) -> Result<String> {
                     LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid AND l.pid IS NULL \
                WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
                  AND l.pid IS DISTINCT FROM pg_backend_pid() \
+                 AND (NOT $2 OR coalesce(a.datname, p.database, current_database()) = current_database()) \
                  AND age(l.transactionid) > age($1::text::xid8::xid) ORDER BY age(l.transactionid) DESC";
-    let rows = client.query(sql, &[&xmax.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
-    Ok(names(&rows.iter().map(|row| row.get(0)).collect::<Vec<_>>()))
+    let rows = client.query(sql, &[&xmax.to_string(), &here]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Names the first few.

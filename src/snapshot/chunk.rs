@@ -211,6 +211,9 @@ async fn merge_in(target: &Session, table: &TableCopy) -> Attempt<()> {
 
 fn failure(error: &Error, table: &TableCopy) -> Failure {
     let fault = sqlstate::fault(error).at(format_args!("table {}", table.name()));
+    let remedy =
+        "mend the cause at the target, or the row at the source, and start again: the copy goes on where it was";
+    let fault = if fault.code == Code::DataError { fault.remedy(remedy) } else { fault };
     match error.code() {
         Some(state) if *state == SqlState::UNIQUE_VIOLATION || *state == SqlState::EXCLUSION_VIOLATION => {
             Failure::Collision(fault)

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::chunk::{Ends, Hands};
@@ -36,8 +36,6 @@ pub(super) struct Crew {
     pub catalog: HashMap<TableName, CatalogTable>,
     queue: Mutex<Queue>,
     changed: Notify,
-    /// Done once every transaction that ran when the round began has ended.
-    outwaited: OnceCell<()>,
 }
 
 struct Queue {
@@ -56,7 +54,7 @@ impl Crew {
         jobs: Vec<Job>,
     ) -> Self {
         let queue = Mutex::new(Queue { jobs: jobs.into(), busy: 0 });
-        Self { ends, meter, stop, workers, catalog, queue, changed: Notify::new(), outwaited: OnceCell::new() }
+        Self { ends, meter, stop, workers, catalog, queue, changed: Notify::new() }
     }
 
     fn stopped(&self) -> bool {
@@ -131,10 +129,6 @@ impl Crew {
     async fn begin(&self, hands: &mut Hands, selected: &Selected, state: &TableState) -> Result<Vec<Job>> {
         let name = &selected.table.table;
         let (source, target) = hands.sessions(&self.ends).await?;
-        if state.held_rows.is_none() {
-            let waited = self.outwaited.get_or_try_init(|| table::outwait(source)).await;
-            waited.map_err(|fault| self.ends.at_source(fault))?;
-        }
         let fingerprint = table_state::definition(target, name).await?;
         let (catalog, workers, flow) = (&self.catalog, self.workers, &self.ends.flow);
         let preparation = Preparation { flow, source, target, catalog, workers };

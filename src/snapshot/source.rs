@@ -126,13 +126,14 @@ impl SourceTable {
     /// # Errors
     /// What the server says.
     pub async fn divide(&self, source: &Client, ranges: usize) -> Result<Vec<Key>> {
-        const SAMPLED_ROWS: u64 = 20_000;
+        const SAMPLED_ROWS: f64 = 20_000.0;
         const LEAST_SAMPLED_ROWS_A_RANGE: usize = 20;
-        let all = self.planned(source, None).await?.max(1);
-        let percent = (100 * SAMPLED_ROWS).div_ceil(all).clamp(1, 100);
+        #[allow(clippy::cast_precision_loss)]
+        let all = self.planned(source, None).await?.max(1) as f64;
+        let percent = (100.0 * SAMPLED_ROWS / all).min(100.0);
         let filter = self.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
         let (list, order) = (self.order.list(), self.order.order_by());
-        let sql = format!("SELECT {list} FROM {} TABLESAMPLE SYSTEM ({percent}){filter} {order}", self.from);
+        let sql = format!("SELECT {list} FROM {} TABLESAMPLE SYSTEM ({percent:.9}){filter} {order}", self.from);
         let sample = texts(source, &sql).await.map_err(|fault| fault.at(&self.name))?;
         let ranges = ranges.min(sample.len() / LEAST_SAMPLED_ROWS_A_RANGE);
         let mut keys: Vec<Key> = (1..ranges).filter_map(|n| sample.get(n * sample.len() / ranges).cloned()).collect();

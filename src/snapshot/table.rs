@@ -125,7 +125,13 @@ impl Preparation<'_> {
     }
 
     /// Writes down how the table is copied: before its first chunk, once.
+    ///
+    /// First every transaction that has written at the source must have ended (H1). The table is in the publication
+    /// already; one that wrote before it was, or whose commit is in the log but not visible yet, would be neither in a
+    /// chunk nor in what is applied after the copy.
     async fn plan(&self, source: &SourceTable, target: &TargetTable) -> Result<(bool, u64)> {
+        let what = format!("the first chunk of table {}", source.name);
+        transactions::outwait_writers(self.source, &what).await?;
         let fault = |error: tokio_postgres::Error| sqlstate::fault(&error).at(&source.name);
         let held: bool = self.target.query_one(&target.holds_rows(), &[]).await.map_err(fault)?.get(0);
         let estimated = source.estimate(self.source).await?;
@@ -143,18 +149,6 @@ impl Preparation<'_> {
         self.target.batch_execute("COMMIT").await.map_err(fault)?;
         Ok((held, estimated))
     }
-}
-
-/// Waits until every transaction that runs now at the source has ended (H1).
-///
-/// The tables must be in the publication already. A transaction that wrote before they were, or whose commit is in the log
-/// but not visible yet, would be neither in a chunk nor in what is applied after the copy.
-///
-/// # Errors
-/// What the server says.
-pub(super) async fn outwait(source: &Client) -> Result<()> {
-    let xmax = transactions::xid_above_all(source).await?;
-    transactions::outwait(source, xmax, None, "the copy's first chunk").await
 }
 
 /// All ranges are done, and the sweep: the table waits for its changes now.

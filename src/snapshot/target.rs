@@ -220,16 +220,16 @@ impl TargetTable {
         )
     }
 
-    /// Puts the chunk in over the rows that have its keys; several statements.
+    /// Puts the chunk in over the rows that have its keys, but for rows that are there just so; several statements.
     pub fn merge(&self) -> String {
+        let names: Vec<String> = self.order.names().map(quote_ident).collect();
+        let same = self.order.equals("sitepair_t", |at| format!("sitepair_w.{}", names[at]));
         let fixed = self.columns.iter().filter(|column| column.fixed && !column.key);
         let differs =
             join(fixed.map(|column| format!("sitepair_t.{0} IS DISTINCT FROM sitepair_w.{0}", column.name)), " OR ");
         let replaced = if differs.is_empty() {
             String::new()
         } else {
-            let names: Vec<String> = self.order.names().map(quote_ident).collect();
-            let same = self.order.equals("sitepair_t", |at| format!("sitepair_w.{}", names[at]));
             format!("DELETE FROM {} AS sitepair_t USING {CHUNK} AS sitepair_w WHERE {same} AND ({differs}); ", self.sql)
         };
         let sets = self.columns.iter().filter(|column| !column.fixed);
@@ -237,8 +237,17 @@ impl TargetTable {
         let action = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {sets}") };
         let overriding = if self.overriding { " OVERRIDING SYSTEM VALUE" } else { "" };
         let key = self.order.list();
+        let row = |of: &str| join(self.columns.iter().map(|column| format!("{of}.{}", column.name)), ", ");
+        // Compared byte by byte: values that are equal may still differ in their text.
+        let equal = format!(
+            "DELETE FROM {CHUNK} AS sitepair_w USING {} AS sitepair_t WHERE {same} \
+             AND ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record; ",
+            self.sql,
+            row("sitepair_t"),
+            row("sitepair_w")
+        );
         format!(
-            "{replaced}INSERT INTO {} AS sitepair_t ({names}){overriding} SELECT {names} FROM {CHUNK} \
+            "{equal}{replaced}INSERT INTO {} AS sitepair_t ({names}){overriding} SELECT {names} FROM {CHUNK} \
              ON CONFLICT ({key}) DO {action}",
             self.sql,
             names = self.names(),

@@ -103,7 +103,10 @@ async fn columns_that_are_computed_or_identities_and_partitions() {
         let pair = Pair::new(version, ddl, at_target);
         pair.source.sql("insert into person (a, note) select g, null from generate_series(1, 1500) g; delete from person where id % 7 = 0;
              insert into measure select g % 5, date '2026-01-01' + g, g / 3.0 from generate_series(1, 1500) g");
-        pair.target.sql("insert into person (a, serial) overriding system value values (1, 9), (2, 8)");
+        pair.target.sql(
+            "insert into person (a, serial) overriding system value values (1, 9), (2, 8); \
+                         insert into measure values (1, '2026-01-02', 9), (3, '2020-01-01', 1)",
+        );
         pair.begin();
         pair.copy().await;
         pair.assert_equal();

@@ -99,6 +99,9 @@ async fn killed_at_any_point_it_goes_on_where_it_was() {
                 .unwrap();
             assert!(now + copied >= committed, "{now} + {copied} after {committed}");
             committed = now + copied;
+            let there: i64 =
+                pair.target.sql("select (select count(*) from one) + (select count(*) from two)").parse().unwrap();
+            assert!(held || there == committed, "{there} rows are there, the cursors say {committed}");
         }
         assert!(kills >= 4, "{kills}");
         pair.copy_rest().await;

@@ -18,6 +18,9 @@ async fn transactions_that_run_are_waited_for() {
         let pair = Pair::new(version, ddl, ddl);
         let old = session::connect(&info(&pair.source), "old").await.unwrap();
         old.batch_execute("begin; insert into public.t values (1, 'before')").await.unwrap();
+        // One of another database is nobody's business.
+        let elsewhere = session::connect(&info(&crate::support::database(version, 0)), "elsewhere").await.unwrap();
+        elsewhere.batch_execute("begin; create table public.x ()").await.unwrap();
         pair.begin();
         let late = async {
             tokio::time::sleep(Duration::from_millis(700)).await;
@@ -26,6 +29,7 @@ async fn transactions_that_run_are_waited_for() {
         };
         let (_, ()) = tokio::join!(pair.copy(), late);
         assert_eq!(pair.target.sql("select id from t"), "1");
+        elsewhere.batch_execute("rollback").await.unwrap();
     }
 }
 
