@@ -15,6 +15,9 @@ use super::Unknown;
 use crate::model::{Change, Offset, Relation, TableName, Track};
 use crate::postgres::table_state::{State, TableState};
 
+/// Relations that are remembered; when there are more, all are looked up anew.
+const RELATIONS: usize = 4096;
+
 /// The states of a flow's tables as a run of the applier goes by them. It reads them anew whenever it changes one itself;
 /// whoever else changes one has it stopped.
 #[derive(Debug)]
@@ -68,6 +71,9 @@ impl Members {
             return *verdict;
         }
         let verdict = self.verdict(&relation.table);
+        if self.verdicts.len() >= RELATIONS {
+            self.verdicts.clear();
+        }
         self.verdicts.insert(address, (Arc::clone(relation), verdict));
         verdict
     }

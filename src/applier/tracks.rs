@@ -54,6 +54,8 @@ async fn begin(client: &Client, flow: &FlowName) -> Result<Option<Checkpoint>> {
     };
     let ready: Vec<&TableState> = tables.iter().filter(ready).collect();
     let Some((next, end_lsn)) = ready.iter().filter_map(|table| table.next.zip(table.end_lsn)).min() else {
+        // One that lost its last table to a new copy must not keep the topic.
+        client.execute(END, &[&name]).await.map_err(|error| sqlstate::fault(&error))?;
         return Ok(None);
     };
     let horizon = ready.iter().filter_map(|table| table.horizon).max().unwrap_or(end_lsn);
