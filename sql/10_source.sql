@@ -16,7 +16,6 @@ CREATE TABLE IF NOT EXISTS sitepair.flow (
     slot          text NOT NULL,
     database      text NOT NULL,
     database_oid  oid NOT NULL,
-    held_rows     text[] NOT NULL DEFAULT '{}',
     filters       jsonb NOT NULL DEFAULT '{}',
     entering      text[] NOT NULL DEFAULT '{}',
     entering_xmax xid8,
@@ -27,7 +26,6 @@ COMMENT ON TABLE sitepair.flow IS 'identity of each flow that starts here';
 COMMENT ON COLUMN sitepair.flow.flow_id IS 'made at deploy; every record and checkpoint of the flow carries it';
 COMMENT ON COLUMN sitepair.flow.start_lsn IS 'the slot''s consistent point, where the topic opens; null while a deploy is unfinished';
 COMMENT ON COLUMN sitepair.flow.system_id IS 'system identifier of the cluster that made the slot';
-COMMENT ON COLUMN sitepair.flow.held_rows IS 'tables ("site: schema.table") that held rows when the slot became consistent';
 COMMENT ON COLUMN sitepair.flow.filters IS 'row filter of each table that has one, as the last deploy found it: {"schema.table": "SQL"}';
-COMMENT ON COLUMN sitepair.flow.entering IS 'tables that were added to the publication later and are not yet known to have been empty';
-COMMENT ON COLUMN sitepair.flow.entering_xmax IS 'first transaction id that was not yet in use once they were in the publication';
+COMMENT ON COLUMN sitepair.flow.entering IS 'tables that were added to the publication later and that the target has not taken up yet, to copy them';
+COMMENT ON COLUMN sitepair.flow.entering_xmax IS 'a transaction id that was not in use yet once the publication had the last table that was added; null beside entering: not noted yet';

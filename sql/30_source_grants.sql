@@ -3,5 +3,5 @@
 GRANT USAGE ON SCHEMA sitepair TO :"login";
 GRANT SELECT ON sitepair.installed, sitepair.flow TO :"login";
 
--- After a promotion the daemon notes the new timeline.
-GRANT UPDATE (timeline) ON sitepair.flow TO :"login";
+-- After a promotion the daemon notes the new timeline; once it copies tables that were added, it says so.
+GRANT UPDATE (timeline, entering, entering_xmax) ON sitepair.flow TO :"login";

@@ -27,6 +27,10 @@ pub const JOIN: &str = "join";
 pub const BEFORE_CHUNK_COMMIT: &str = "before-chunk-commit";
 /// The target has committed a chunk of the copy, nothing else happened.
 pub const AFTER_CHUNK_COMMIT: &str = "after-chunk-commit";
+/// Before and after each act between two groups.
+pub const ACT: &str = "act";
+/// Between the steps that make a flow anew.
+pub const RESYNC_STEP: &str = "resync-step";
 /// Before each step of a deploy, after the last one, and wherever a step has left something that the next deploy must find.
 pub const DEPLOY_STEP: &str = "deploy-step";
 

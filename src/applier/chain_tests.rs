@@ -134,7 +134,6 @@ fn the_first_record_must_be_of_this_pipeline() {
         flow_id: uuid::Uuid::from_u128(flow_id),
         start_lsn: Lsn(start),
         genesis: genesis("a"),
-        held_rows: Vec::new(),
     };
     for (from, identity, expected) in [
         ("a", None, Ok(Lsn(10))),

@@ -83,6 +83,8 @@ pub enum Verb {
     /// What was applied, set aside and done by hand.
     #[command(after_help = JOURNAL_EXAMPLES)]
     Journal(JournalArgs),
+    /// Copies tables again, exactly; without --table the whole flow, which is made anew. The way out of a lost slot or a gap.
+    Resync(ResyncArgs),
     /// What is in the topic.
     #[command(subcommand)]
     Topic(TopicVerb),
@@ -267,6 +269,23 @@ pub enum JournalVerb {
         /// Its id, as `journal` prints it: g12, o3, e7.
         id: String,
     },
+}
+
+/// Options of `resync`.
+#[derive(Debug, Clone, Args)]
+pub struct ResyncArgs {
+    /// Only this table, as schema.table; may be given more than once. The flow goes on for the others.
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Do it without asking.
+    #[arg(long)]
+    pub yes: bool,
+    /// Why; the journal keeps it. Needed without --table.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// How long to wait for transactions that the new slot waits behind.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: std::time::Duration,
 }
 
 /// Verbs of `topic`.

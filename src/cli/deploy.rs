@@ -42,7 +42,7 @@ pub async fn undeploy(pipeline: &Pipeline, args: &UndeployArgs, output: Output) 
 }
 
 /// Asks a person; without a terminal the answer is no.
-fn ask(question: &str) -> Result<bool> {
+pub(super) fn ask(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Ok(false);
     }

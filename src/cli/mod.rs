@@ -9,6 +9,8 @@ mod operator;
 mod output;
 mod pending;
 mod plan;
+mod progress;
+mod resync;
 mod run;
 mod status;
 mod topic;
@@ -77,6 +79,7 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
         Verb::Offset(verb) => offset::run(&pipeline, &cli.common, verb, output).await,
         Verb::Journal(args) => journal::run(&pipeline, &cli.common, args, output).await,
+        Verb::Resync(args) => resync::run(&pipeline, &cli.common, args, output).await,
         Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
     }
 }
@@ -92,7 +95,7 @@ fn load(cli: &Cli) -> std::result::Result<Pipeline, u8> {
         return Err(usage);
     };
     // Only these verbs log in as `admin`; a daemon's user may not be able to read its password.
-    let admin = matches!(cli.verb, Verb::Plan(_) | Verb::Deploy(_) | Verb::Undeploy(_));
+    let admin = matches!(cli.verb, Verb::Plan(_) | Verb::Deploy(_) | Verb::Undeploy(_) | Verb::Resync(_));
     let pipeline = read(path, admin)?;
     if let Some(site) = &common.site
         && !pipeline.sites.contains_key(site)

@@ -18,6 +18,7 @@ struct Answer {
     transactions: u64,
     rows: u64,
     bytes: u64,
+    tables: u64,
     flows: BTreeMap<String, Pending>,
 }
 
@@ -32,16 +33,22 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &PendingArgs, outpu
         answer.transactions += pending.transactions;
         answer.rows += pending.rows;
         answer.bytes += pending.bytes;
+        answer.tables += pending.tables;
         output.line(&describe(&flow.to_string(), &pending));
         answer.flows.insert(flow.to_string(), pending);
     }
     output.object(&answer)?;
-    Ok(if answer.transactions == 0 { 0 } else { EXIT_SOMETHING })
+    Ok(if answer.transactions == 0 && answer.tables == 0 { 0 } else { EXIT_SOMETHING })
 }
 
 fn describe(flow: &str, pending: &Pending) -> String {
-    if pending.transactions == 0 {
+    let copies = match pending.tables {
+        0 => String::new(),
+        tables => format!(", and {tables} tables to copy"),
+    };
+    if pending.is_nothing() {
         return format!("{flow}: nothing pending");
     }
-    format!("{flow}: {} transactions, {} rows, {} bytes pending", pending.transactions, pending.rows, pending.bytes)
+    let Pending { transactions, rows, bytes, .. } = pending;
+    format!("{flow}: {transactions} transactions, {rows} rows, {bytes} bytes pending{copies}")
 }

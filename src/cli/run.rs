@@ -4,10 +4,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::args::{Common, RunArgs};
-use super::flows;
+use super::{flows, progress};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, Result};
 use crate::pipeline::{self, Parts, RunOptions};
+use crate::snapshot::CopyState;
 
 /// Runs the daemon until it is told to stop, reaches `--once`, or no flow is left.
 ///
@@ -20,7 +21,9 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &RunArgs) -> Result
         (true, true) | (false, false) => Parts::Both,
     };
     let flows = flows(pipeline, common)?.into_iter().cloned().collect();
-    let options = RunOptions { flows, site: common.site.clone(), parts, once: args.once };
+    let (copy, copied) = watch::channel(CopyState::default());
+    let options = RunOptions { flows, site: common.site.clone(), parts, once: args.once, copy };
+    let shown = tokio::spawn(progress::show(copied));
     let (stopper, stop) = watch::channel(false);
     let listen = |kind, name: &str| signal(kind).map_err(|error| Fault::new(Code::Io, format!("{name}: {error}")));
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
@@ -35,6 +38,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &RunArgs) -> Result
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         std::process::exit(130);
     });
-    pipeline::run(pipeline, &options, stop).await?;
-    Ok(0)
+    let ended = pipeline::run(pipeline, &options, stop).await;
+    shown.abort();
+    ended.map(|()| 0)
 }

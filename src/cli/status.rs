@@ -11,7 +11,7 @@ use super::flows;
 use super::output::Output;
 use crate::config::Pipeline;
 use crate::model::Result;
-use crate::pipeline::status::{self, FlowStatus};
+use crate::pipeline::status::{self, FlowStatus, TableStatus};
 
 /// Between two pictures of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -59,17 +59,52 @@ fn table(flows: &[FlowStatus]) -> String {
         table.add_row([
             flow.flow.clone(),
             state.unwrap_or_default(),
-            shown(flow.consistent_from_lsn),
+            consistent(flow),
             shown(flow.checkpoint_lsn),
             flow.lag_bytes.map_or_else(unknown, |bytes| ByteSize(bytes).to_string()),
             flow.lag_seconds.map_or_else(unknown, |seconds| format!("{seconds:.1} s")),
             flow.retained_bytes.map_or_else(unknown, |bytes| ByteSize(bytes).to_string()),
         ]);
+        for table in &flow.tables {
+            notes.push_str(&format!("\n{}: {}", flow.flow, waiting(table)));
+        }
+        if let Some(copy) = &flow.copy {
+            let left = copy
+                .seconds_left
+                .map_or_else(unknown, |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string());
+            notes.push_str(&format!(
+                "\n{}: copied {} of about {} rows, {}, {}/s, time left {left}",
+                flow.flow,
+                copy.rows,
+                copy.estimated_rows,
+                ByteSize(copy.bytes),
+                ByteSize(copy.bytes_per_second as u64)
+            ));
+        }
         if let Some(note) = &flow.note {
             notes.push_str(&format!("\n{}: {note}", flow.flow));
         }
     }
     format!("{table}{notes}")
+}
+
+/// From where on, and when that will be.
+fn consistent(flow: &FlowStatus) -> String {
+    let from = shown(flow.consistent_from_lsn);
+    match flow.consistent_in_seconds {
+        Some(seconds) if seconds > 0.0 => format!("{from} (in about {seconds:.0} s)"),
+        Some(_) | None => from,
+    }
+}
+
+fn waiting(table: &TableStatus) -> String {
+    let (name, state) = (&table.table, table.state);
+    let copied = table.rows.map(|rows| match (table.percent, table.bytes) {
+        (Some(percent), Some(bytes)) => format!(", {rows} rows, {}, {percent:.1} %", ByteSize(bytes)),
+        _ => format!(", {rows} rows"),
+    });
+    let reason = table.reason.as_ref().map(|reason| format!(": {reason}"));
+    format!("{name} {state}{}{}", copied.unwrap_or_default(), reason.unwrap_or_default())
 }
 
 fn shown(value: Option<impl ToString>) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::conninfo;
 use super::pipeline::{
-    Apply, ColumnRule, ConnInfo, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy,
+    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy,
     Tuning, Wal,
 };
 use super::secret;
@@ -23,6 +23,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let flows = flows(source, name.as_deref(), &sites);
     let tables = tables(source);
     let topic = topic(source);
+    let copy = copy(source);
     let apply = apply(source);
     let journal = journal(source);
     let wal = wal(source);
@@ -34,6 +35,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
         sites: sites.into_iter().map(|(name, site)| Some((name, site?))).collect::<Option<_>>()?,
         tables: tables?,
         topic: topic?,
+        copy: copy?,
         apply: apply?,
         journal: journal?,
         wal: wal?,
@@ -276,6 +278,12 @@ fn topic(source: &mut Source) -> Option<Topic> {
     })
 }
 
+fn copy(source: &mut Source) -> Option<Copy> {
+    let workers = source.integer("copy.workers")?;
+    let max_bytes_per_second = source.rate("copy.max_rate");
+    Some(Copy { workers: usize::try_from(workers).ok()?, max_bytes_per_second })
+}
+
 fn apply(source: &mut Source) -> Option<Apply> {
     let on_error = source.choice("apply.on_error", &[("stop", OnError::Stop), ("park", OnError::Park)]);
     let max_row_bytes = source.size("apply.max_row");
@@ -316,12 +324,6 @@ fn later(source: &mut Source) {
         if source.has(&key) {
             source.problem(&key, format!("a schedule is {NOT_YET}"), "remove [schedule]: changes flow at once");
         }
-    }
-    source.integer("copy.workers");
-    if let Some(rate) = source.text("copy.max_rate")
-        && !rate.ends_with("B/s")
-    {
-        source.problem("copy.max_rate", format!("\"{rate}\" is no rate"), "write it as \"50MiB/s\"");
     }
     source.path("export.key_file");
 }

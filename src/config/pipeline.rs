@@ -43,6 +43,8 @@ pub struct Pipeline {
     pub tables: Vec<Rule>,
     /// `[topic]`.
     pub topic: Topic,
+    /// `[copy]`.
+    pub copy: Copy,
     /// `[apply]`.
     pub apply: Apply,
     /// `[journal]`.
@@ -218,6 +220,15 @@ pub struct Topic {
     pub retention_bytes: u64,
     /// What when that does not suffice.
     pub on_full: OnFull,
+}
+
+/// `[copy]`.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// Chunks that are under way at the same time, at most.
+    pub workers: usize,
+    /// Bound of all of them together, bytes a second; `None` for none.
+    pub max_bytes_per_second: Option<u64>,
 }
 
 /// `apply.on_error`.

@@ -174,14 +174,9 @@ pub const KEYS: &[Key] = &[
         "copy.workers",
         Integer(1, 64),
         Default("4"),
-        "Parallel copies of rows that are there already. Checked, without effect in this version.",
+        "Chunks of rows that were there before, copied at the same time.",
     ),
-    key(
-        "copy.max_rate",
-        Text,
-        Means("no bound"),
-        "Bound of the copy, as `\"50MiB/s\"`. Checked, without effect in this version.",
-    ),
+    key("copy.max_rate", Text, Means("no bound"), "Bound of the copy, all workers together, as `\"50MiB/s\"`."),
     key(
         "apply.on_error",
         Choice(&["stop", "park"]),

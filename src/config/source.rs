@@ -201,6 +201,16 @@ impl Source {
         size
     }
 
+    /// A number of bytes a second, more than none.
+    pub(super) fn rate(&mut self, path: &str) -> Option<u64> {
+        let text = self.text(path)?;
+        let rate = text.strip_suffix("/s").and_then(read_size).filter(|rate| *rate > 0);
+        if rate.is_none() {
+            self.problem(path, format!("\"{text}\" is no rate"), "write it as \"50MiB/s\"");
+        }
+        rate
+    }
+
     /// A time.
     pub(super) fn duration(&mut self, path: &str) -> Option<Duration> {
         let text = self.text(path)?;

@@ -205,6 +205,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("[topic]", "[schedule]\nopens = \"0 22 * * *\"\n[topic]", "F:10:9: error: a schedule is not supported yet"),
     ("[topic]", "[copy]\nworkers = 0\n[topic]", "F:10:11: error: \"copy.workers\" is not a whole number"),
     ("[topic]", "[copy]\nmax_rate = \"50\"\n[topic]", "F:10:12: error: \"50\" is no rate"),
+    ("[topic]", "[copy]\nmax_rate = \"0B/s\"\n[topic]", "F:10:12: error: \"0B/s\" is no rate"),
     ("[topic]", "[wal]\nlimit = \"1GiB\"\non_limit = \"x\"\n[topic]", "F:11:12: error: \"wal.on_limit\" can't be"),
     ("pipeline", "export = { key_file = \"é\", x = 1 }\npipeline", "F:1:28: error: unknown key \"export.x\""),
     ("[topic]", "[tunning]\n[topic]", "F:9:2: error: unknown key \"tunning\"; did you mean \"tuning\"?"),
@@ -228,6 +229,7 @@ fn what_later_versions_read_is_accepted() {
     let pipeline = load_with(&least(("[[tables]]", site), more), &[], &[]).unwrap();
     assert_eq!(pipeline.wal.on_limit, OnLimit::DropSlot);
     assert_eq!(pipeline.tuning.takeover_timeout, Some(Duration::from_secs(90)));
+    assert_eq!((pipeline.copy.workers, pipeline.copy.max_bytes_per_second), (8, Some(50 << 20)));
     assert_eq!(pipeline.sites["oulu"].listen.unwrap().port(), 7800);
 }
 

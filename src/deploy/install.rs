@@ -1,19 +1,16 @@
 //! Runs the steps of a plan.
 //!
-//! Order (H1): schema and rights, publication, slot with its snapshot, emptiness in that snapshot, then the flow's row gets
-//! its start. Whatever moment the process dies at, the next deploy finds either the step undone or a mark that it began.
+//! Order (H1): schema and rights, publication, slot, then the flow's row gets its start; the copy comes after that. Whatever moment the process dies at, the next deploy finds either the step undone or a mark that it began.
 
 use std::time::Duration;
 
 use crate::failpoint;
 use crate::model::record::{FlowIdentity, Genesis};
 use crate::model::{Code, Fault, Lsn, Result, TableName};
-use crate::postgres::flow::{self, Entering};
+use crate::postgres::flow;
 use crate::postgres::replication::Replication;
 use crate::postgres::{origin, sqlstate};
-use crate::rules::Selected;
 
-use super::emptiness;
 use super::plan::{self, FlowPlan};
 use super::server::Node;
 use super::slot;
@@ -56,11 +53,8 @@ async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) 
         Step::Grant { end, sql } => batch(node(plan, *end)?, std::slice::from_ref(sql)).await,
         Step::Origin { name } => origin::create(&node(plan, End::Target)?.session, name).await.map(|_| ()),
         Step::Publish { statements, .. } => batch(node(plan, End::Source)?, statements).await,
-        Step::Enter { tables, statements } => enter(plan, tables, statements, timeout).await,
-        Step::Settle { tables } => {
-            let entering = flow::entering(&node(plan, End::Source)?.session, plan.flow).await?;
-            settle(plan, tables, entering, timeout).await
-        }
+        Step::Enter { tables, statements } => enter(plan, tables, statements).await,
+        Step::Settle { .. } => flow::note_entering_xmax(&node(plan, End::Source)?.session, plan.flow).await,
         Step::Filters { filters } => flow::set_filters(&node(plan, End::Source)?.session, plan.flow, filters).await,
         Step::Start { .. } => start(plan, timeout).await,
     }
@@ -99,14 +93,7 @@ async fn start(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Result<()> {
     let mut replication = Replication::connect(&source.site.postgres, APPLICATION).await?;
     let created = slot::create(source, &mut replication, &object, timeout).await?;
     failpoint::pass(failpoint::DEPLOY_STEP);
-    let every: Vec<&Selected> = plan.selected.iter().collect();
-    let mut held = plan::noted(source.name(), emptiness::filled_at(source, &created.snapshot, &every).await?);
-    match plan.target {
-        Some(target) => held.extend(plan::noted(target.name(), emptiness::filled(target, &every).await?)),
-        None => held.push(format!("{}: not looked at (--only)", plan.flow.to)),
-    }
     identity.start_lsn = created.consistent_lsn;
-    identity.held_rows = held;
     flow::write(&source.session, &identity).await
 }
 
@@ -128,17 +115,11 @@ async fn identity(plan: &FlowPlan<'_>, source: &Node<'_>) -> Result<FlowIdentity
             database: source.server.database.clone(),
             database_oid: row.get(0),
         },
-        held_rows: Vec::new(),
     })
 }
 
-/// Adds empty tables to the publication of a running flow. Until [`settle`] has ended, `sitepair.flow` says so.
-async fn enter(
-    plan: &FlowPlan<'_>,
-    tables: &[TableName],
-    statements: &[String],
-    timeout: Option<Duration>,
-) -> Result<()> {
+/// Adds tables to the publication of a running flow, and notes them for the one who copies.
+async fn enter(plan: &FlowPlan<'_>, tables: &[TableName], statements: &[String]) -> Result<()> {
     let source = node(plan, End::Source)?;
     let mut entering = flow::entering(&source.session, plan.flow).await?;
     entering.tables.extend(tables.iter().map(ToString::to_string));
@@ -156,43 +137,5 @@ async fn enter(
     }
     source.session.batch_execute("COMMIT").await.map_err(fault)?;
     failpoint::pass(failpoint::DEPLOY_STEP);
-    settle(plan, tables, entering, timeout).await
-}
-
-/// Waits until no transaction is left that began before the publication had the tables, and takes out the tables that
-/// such a transaction filled: the stream has not all of them (H1).
-async fn settle(
-    plan: &FlowPlan<'_>,
-    tables: &[TableName],
-    mut entering: Entering,
-    timeout: Option<Duration>,
-) -> Result<()> {
-    let source = node(plan, End::Source)?;
-    let client = &source.session;
-    let xmax = match entering.xmax {
-        Some(xmax) => xmax,
-        None => slot::next_xid(client).await?,
-    };
-    entering.xmax = Some(xmax);
-    flow::set_entering(client, plan.flow, &entering).await?;
-    failpoint::pass(failpoint::DEPLOY_STEP);
-    slot::outwait(client, xmax, timeout, "adding tables to the publication").await?;
-    let filled = emptiness::filled_before(source, xmax, tables).await?;
-    if filled.is_empty() {
-        return flow::set_entering(client, plan.flow, &Entering::default()).await;
-    }
-    let names = |mark: &dyn Fn(&TableName) -> String| filled.iter().map(mark).collect::<Vec<_>>().join(", ");
-    let publication = crate::model::names::quote_ident(&plan.flow.object());
-    let out =
-        format!("ALTER PUBLICATION {publication} DROP TABLE {};", names(&|table| format!("ONLY {}", table.sql())));
-    let reset = format!(
-        "UPDATE sitepair.flow SET entering = '{{}}', entering_xmax = NULL WHERE flow = {};",
-        crate::model::names::quote_literal(&plan.flow.to_string())
-    );
-    batch(source, &[out, reset]).await?;
-    let what = format!(
-        "{} got rows from transactions that began before the publication had it",
-        names(&|table| table.to_string())
-    );
-    Err(Fault::new(Code::NeedsCopy, what).remedy("empty these tables at both sites, then run `sitepair deploy` again"))
+    flow::note_entering_xmax(&source.session, plan.flow).await
 }

@@ -6,15 +6,15 @@
 //!
 //! ```text
 //! server, rights, details + tables ──> findings ┐
-//! publication, slot, emptiness ───────> steps   ┴─> plan (per flow) ──> install │ print
+//! publication, slot ──────────────────> steps   ┴─> plan (per flow) ──> install │ print
 //! ```
 //!
 //! What it installs: `sql/` holds the schema `sitepair`, readable alone; the publication, the slot and the origin of a flow
 //! all bear the name `sitepair_<flow>`.
 
+mod anew;
 mod authority;
 mod details;
-mod emptiness;
 mod finding;
 mod install;
 mod plan;
@@ -31,13 +31,14 @@ mod tables;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use anew::start_anew;
 pub use finding::{Change, Finding, Report, Severity};
 
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::postgres::sqlstate;
 
-use plan::FlowPlan;
+use plan::{FlowPlan, Life};
 use remove::Removal;
 use server::Node;
 
@@ -46,7 +47,7 @@ use server::Node;
 pub struct Options {
     /// Only this site.
     pub only: Option<String>,
-    /// Longest wait for the transactions that a slot, or a table's entry into a publication, waits behind; `None` waits as
+    /// Longest wait for the transactions that a slot waits behind; `None` waits as
     /// long as it takes.
     pub timeout: Option<Duration>,
 }
@@ -72,8 +73,7 @@ pub async fn plan(pipeline: &Pipeline, only: Option<&str>) -> Result<Report> {
 ///
 /// # Errors
 /// `Blocked`, or a guard's own code (`ForeignSlot`, `SlotLost`, `SourceChanged`, `Gap`), before anything is touched;
-/// `Timeout`, naming the sessions that it waited behind; `NeedsCopy` when a table that joins a running flow got rows on
-/// the way; else what the server says.
+/// `Timeout`, naming the sessions that it waited behind; else what the server says.
 pub async fn deploy(pipeline: &Pipeline, options: &Options) -> Result<Report> {
     let nodes = open(pipeline, options.only.as_deref()).await?;
     let outcome = match lock(&nodes).await {
@@ -202,7 +202,7 @@ async fn survey<'a>(pipeline: &'a Pipeline, nodes: &'a BTreeMap<String, Node<'a>
     let mut plans = Vec::new();
     let involved = |flow: &&FlowName| nodes.contains_key(&flow.from) || nodes.contains_key(&flow.to);
     for flow in pipeline.flows.iter().filter(involved) {
-        plans.push(plan::survey(pipeline, flow, nodes.get(&flow.from), nodes.get(&flow.to)).await?);
+        plans.push(plan::survey(pipeline, flow, nodes.get(&flow.from), nodes.get(&flow.to), Life::Same).await?);
     }
     Ok(plans)
 }

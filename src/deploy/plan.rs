@@ -15,7 +15,6 @@ use crate::rules::{self, Selected};
 
 use super::authority;
 use super::details::Details;
-use super::emptiness;
 use super::finding::{Finding, Findings};
 use super::publication;
 use super::rights::{self, Missing};
@@ -46,12 +45,22 @@ struct SourceState {
     system: (u64, u32),
 }
 
+/// Whether a flow goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// With what both ends have of it.
+    Same,
+    /// Anew: what they have of it is given up.
+    New,
+}
+
 /// Looks at both ends (those given) of a flow.
 pub(super) async fn survey<'a>(
     pipeline: &'a Pipeline,
     flow: &'a FlowName,
     source: Option<&'a Node<'a>>,
     target: Option<&'a Node<'a>>,
+    life: Life,
 ) -> Result<FlowPlan<'a>> {
     let (selected, findings) = match source {
         Some(source) => select(pipeline, source).await?,
@@ -62,8 +71,12 @@ pub(super) async fn survey<'a>(
         Some(source) => Some(source_state(source, flow).await?),
         None => None,
     };
+    let state = match life {
+        Life::Same => state,
+        Life::New => state.map(|state| SourceState { state: FlowState::Unfinished, ..state }),
+    };
     if let Some(target) = target {
-        survey_target(&mut plan, target, state.as_ref()).await?;
+        survey_target(&mut plan, target, state.as_ref(), life).await?;
     }
     if let (Some(source), Some(state)) = (source, state) {
         survey_source(&mut plan, pipeline, source, &state).await?;
@@ -138,7 +151,7 @@ async fn survey_source(
 /// What forbids to go on with the flow as the source has it.
 fn guard(flow: &FlowName, source: &Node<'_>, at: &SourceState) -> Option<Fault> {
     let object = flow.object();
-    let anew = "find out why; then run `sitepair undeploy` and `sitepair deploy` to start anew";
+    let anew = "find out why; then run `sitepair resync --reason WHY`, which makes the flow anew and copies all tables";
     let foreign = at.slot.as_ref().and_then(|slot| slot::foreign(slot, &source.server.database));
     let fault = |code, what: String, remedy: &str| Some(Fault::new(code, what).at(source.name()).remedy(remedy));
     match (&at.state, &at.slot) {
@@ -185,7 +198,6 @@ fn foreign_system(identity: &FlowIdentity, at: &SourceState) -> bool {
 async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, found: &mut Findings<'_>) -> Result<()> {
     let object = plan.flow.object();
     let difference = publication::difference(at.publication.as_ref(), &plan.selected);
-    let every: Vec<&Selected> = plan.selected.iter().collect();
     let version = source.server.version;
     match &at.state {
         FlowState::Absent | FlowState::Unfinished => {
@@ -193,125 +205,34 @@ async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, f
                 let statements = difference.statements(&object, &plan.selected, true);
                 plan.steps.push(Step::Publish { what: difference.describe(&object), statements });
             }
-            let held = held(plan, source, &every, found).await?;
-            if !held.is_empty() {
-                found.warning("rows", format!("there before the flow, not copied: {}", held.join(", ")), EMPTY_THEM);
-            }
             plan.steps.push(Step::Start { version, replace: at.slot.is_some() });
             found.info(format!("slot {object}"), "once made it holds back WAL, which `sitepair run` lets go", "");
         }
-        FlowState::Deployed(identity) => {
+        FlowState::Deployed(_) => {
             if let Some(slot) = at.slot.as_ref().filter(|slot| slot.active_pid.is_none()) {
                 let what =
                     format!("nobody reads it, and it holds back {} of WAL", bytesize::ByteSize(slot.retained_bytes));
                 found.info(format!("slot {object}"), what, "start `sitepair run`");
             }
-            if !identity.held_rows.is_empty() {
-                restart_if_empty(plan, source, identity, at, found).await?;
-            }
-            alter_running(plan, source, &difference, found).await?;
+            alter_running(plan, &difference, found);
             compare_filters(plan, source, found).await?;
-            if !at.entering.tables.is_empty() {
-                let named = |each: &&Selected| at.entering.tables.contains(&each.table.table.to_string());
-                let tables = plan.selected.iter().filter(named).map(|each| each.table.table.clone()).collect();
-                plan.steps.push(Step::Settle { tables });
+            if !at.entering.tables.is_empty() && at.entering.xmax.is_none() {
+                plan.steps.push(Step::Settle { tables: at.entering.tables.clone() });
             }
         }
     }
     Ok(())
 }
-
-const EMPTY_THEM: &str =
-    "empty these tables at both sites before `sitepair deploy`; as it is, `sitepair run` would stop";
-
-/// `site: schema.table` for each table that holds rows now.
-async fn held(
-    plan: &FlowPlan<'_>,
-    source: &Node<'_>,
-    tables: &[&Selected],
-    found: &mut Findings<'_>,
-) -> Result<Vec<String>> {
-    let mut held = filled(source, tables, found).await?;
-    if let Some(target) = plan.target {
-        let there = catalog::tables(&target.session).await.map_err(|fault| fault.at(target.name()))?;
-        let present: Vec<&Selected> = tables.iter().copied().filter(|each| can_be_asked(each, &there)).collect();
-        held.extend(filled(target, &present, found).await?);
-    }
-    Ok(held)
-}
-
-/// Tables of one site that hold rows; a finding where the administrative session may not look.
-async fn filled(node: &Node<'_>, tables: &[&Selected], found: &mut Findings<'_>) -> Result<Vec<String>> {
-    match emptiness::filled(node, tables).await {
-        Ok(filled) => Ok(noted(node.name(), filled)),
-        Err(fault) if fault.code == Code::MissingRight => {
-            let names: Vec<String> = tables.iter().map(|each| each.table.table.sql()).collect();
-            let grant =
-                format!("GRANT SELECT ON TABLE {} TO {};", names.join(", "), quote_ident(&node.site.admin.user));
-            let what = format!("may not see whether the tables are empty ({})", fault.what);
-            found.blocking(format!("role {}", node.site.admin.user), what, grant);
-            Ok(Vec::new())
-        }
-        Err(fault) => Err(fault),
-    }
-}
-
-/// True when the target has the table and every column of it that crosses.
-fn can_be_asked(selected: &Selected, there: &[CatalogTable]) -> bool {
-    let table = there.iter().find(|table| table.table == selected.table.table);
-    table.is_some_and(|table| selected.columns.iter().all(|name| table.column(name).is_some()))
-}
-
-/// How `sitepair.flow` notes filled tables.
-pub(super) fn noted(site: &str, tables: Vec<TableName>) -> Vec<String> {
-    tables.into_iter().map(|table| format!("{site}: {table}")).collect()
-}
-
-/// A flow whose tables held rows has never run: once they are empty it starts anew.
-async fn restart_if_empty(
-    plan: &mut FlowPlan<'_>,
-    source: &Node<'_>,
-    identity: &FlowIdentity,
-    at: &SourceState,
-    found: &mut Findings<'_>,
-) -> Result<()> {
-    let every: Vec<&Selected> = plan.selected.iter().collect();
-    let held = held(plan, source, &every, found).await?;
-    let unread = at
-        .slot
-        .as_ref()
-        .is_some_and(|slot| slot.active_pid.is_none() && slot.confirmed_flush_lsn == Some(identity.start_lsn));
-    if held.is_empty() && unread && plan.target.is_some() {
-        plan.steps.push(Step::Start { version: source.server.version, replace: true });
-    } else {
-        let still = if held.is_empty() { identity.held_rows.join(", ") } else { held.join(", ") };
-        found.warning("rows", format!("there before the flow, not copied: {still}"), EMPTY_AGAIN);
-    }
-    Ok(())
-}
-
-const EMPTY_AGAIN: &str =
-    "empty these tables at both sites and run `sitepair deploy` again; as it is, `sitepair run` stops";
 
 /// Changes to the publication of a deployed flow.
-async fn alter_running(
-    plan: &mut FlowPlan<'_>,
-    source: &Node<'_>,
-    difference: &publication::Difference,
-    found: &mut Findings<'_>,
-) -> Result<()> {
+fn alter_running(plan: &mut FlowPlan<'_>, difference: &publication::Difference, found: &mut Findings<'_>) {
     let object = plan.flow.object();
     let entering: Vec<&Selected> =
         plan.selected.iter().filter(|each| difference.add.contains(&each.table.table)).collect();
-    let filled = held(plan, source, &entering, found).await?;
-    if !filled.is_empty() {
-        let what = format!("new tables hold rows, and only empty ones can join a running flow: {}", filled.join(", "));
-        found.blocking(format!("publication {object}"), what, "empty them at both sites, or exclude them");
-        return Ok(());
-    }
     for table in &difference.columns {
         let what = "its column list changes: rows that are there keep their old values until they change";
-        found.warning(table.to_string(), what, "");
+        let remedy = format!("to bring them over: `sitepair resync --table {table}`");
+        found.warning(table.to_string(), what, remedy);
     }
     let statements = difference.statements(&object, &plan.selected, false);
     if !statements.is_empty() {
@@ -322,8 +243,9 @@ async fn alter_running(
         let list = publication::list(entering.iter().copied());
         let statements = vec![format!("ALTER PUBLICATION {} ADD TABLE {list};", quote_ident(&object))];
         plan.steps.push(Step::Enter { tables: difference.add.clone(), statements });
+        let names: Vec<String> = difference.add.iter().map(ToString::to_string).collect();
+        found.info(names.join(", "), "new in the flow: `sitepair run` copies what is in it, the others go on", "");
     }
-    Ok(())
 }
 
 /// A row filter that changed under a deployed flow.
@@ -347,7 +269,8 @@ async fn compare_filters(plan: &mut FlowPlan<'_>, source: &Node<'_>, found: &mut
                 text(now),
                 text(before)
             );
-            found.warning(table, what, "update such rows at the source without changing them, and they cross");
+            let remedy = format!("run `sitepair deploy`, then `sitepair resync --table {table}`");
+            found.warning(table, what, remedy);
         }
     }
     if noted != filters {
@@ -356,7 +279,7 @@ async fn compare_filters(plan: &mut FlowPlan<'_>, source: &Node<'_>, found: &mut
     Ok(())
 }
 
-async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&SourceState>) -> Result<()> {
+async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&SourceState>, life: Life) -> Result<()> {
     let mut found = Findings::at(target.name());
     let mut missing_origins = Vec::new();
     for name in plan.flow.origins() {
@@ -379,7 +302,9 @@ async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&S
     let files = [script::SCHEMA, script::TARGET];
     install(plan, target, End::Target, &files, script::TARGET_GRANTS, &missing, &mut found).await?;
     plan.steps.extend(missing_origins.into_iter().map(|name| Step::Origin { name }));
-    check_checkpoint(plan.flow, target, at, &mut found).await?;
+    if life == Life::Same {
+        check_checkpoint(plan.flow, target, at, &mut found).await?;
+    }
     authority::check(target, End::Target, &plan.steps, &[], &mut found).await?;
     plan.findings.extend(found.into_vec());
     Ok(())
@@ -434,7 +359,7 @@ async fn check_checkpoint(
     if current.as_deref() != Some(&id) {
         let end: Lsn = row.get::<_, &str>(1).parse().unwrap_or_default();
         let what = format!("the checkpoint of flow {flow} (at {end}) belongs to an earlier deployment");
-        let remedy = "run `sitepair undeploy`, then `sitepair deploy`; `run` would stop as it is";
+        let remedy = "run `sitepair resync --reason WHY`; `run` would stop as it is";
         found.blocking("sitepair.checkpoint", what, remedy);
     }
     Ok(())

@@ -1,7 +1,4 @@
 //! `deploy --print`: the same deployment as a psql script, for a DBA who runs it instead.
-//!
-//! It differs from a deploy in one thing: a slot made by SQL exports no snapshot, so emptiness is looked at right after it.
-//! A table that got its first row in between counts as filled, never the other way round.
 
 use std::fmt::Write;
 
@@ -10,7 +7,6 @@ use crate::model::names::{quote_ident, quote_literal};
 use crate::model::{Code, Fault, Result, TableName};
 use crate::rules::Selected;
 
-use super::emptiness;
 use super::finding::Severity;
 use super::plan::FlowPlan;
 use super::publication;
@@ -77,7 +73,6 @@ fn target_part(plan: &FlowPlan<'_>, target: &Node<'_>) -> String {
             ),
         );
     }
-    line(&mut text, &format!("SELECT {} AS target_held \\gset", held_rows(target.name(), &plan.selected)));
     text
 }
 
@@ -105,7 +100,6 @@ fn slot_part(plan: &FlowPlan<'_>, source: &Node<'_>) -> String {
     let (object, flow) = (plan.flow.object(), quote_literal(&plan.flow.to_string()));
     let (slot, publication) = (quote_literal(&object), quote_ident(&object));
     let lane = plan.flow.lane.as_deref().map_or("NULL".to_owned(), quote_literal);
-    let held = held_rows(source.name(), &plan.selected);
     format!(
         "\
 SELECT EXISTS (SELECT FROM sitepair.flow WHERE flow = {flow} AND start_lsn IS NOT NULL) AS deployed \\gset
@@ -130,16 +124,12 @@ INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, sy
     FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d WHERE d.datname = current_database()
     ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = NULL, system_id = excluded.system_id,
         timeline = excluded.timeline, slot = excluded.slot, database = excluded.database,
-        database_oid = excluded.database_oid, held_rows = '{{}}', entering = '{{}}', entering_xmax = NULL, created_at = now();
+        database_oid = excluded.database_oid, entering = '{{}}', entering_xmax = NULL, created_at = now();
 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot};
 -- Waits until every transaction that is running now has ended.
 SELECT lsn AS start_lsn FROM {call} \\gset
-\\if :{{?target_held}}
-\\else
-\\set target_held {not_looked_at}
-\\endif
 {filters}
-UPDATE sitepair.flow SET start_lsn = :'start_lsn', held_rows = {held} || :'target_held'::text[] WHERE flow = {flow};
+UPDATE sitepair.flow SET start_lsn = :'start_lsn' WHERE flow = {flow};
 \\endif
 ",
         plain = plan.flow,
@@ -149,20 +139,6 @@ UPDATE sitepair.flow SET start_lsn = :'start_lsn', held_rows = {held} || :'targe
         from = quote_literal(&plan.flow.from),
         to = quote_literal(&plan.flow.to),
         call = slot::create_call(&object, source.server.version),
-        not_looked_at = psql_quoted(&format!("{{\"{}: not looked at\"}}", plan.flow.to)),
-    )
-}
-
-/// An expression: `site: schema.table` of each table that holds rows.
-fn held_rows(site: &str, selected: &[Selected]) -> String {
-    let item = |each: &Selected| {
-        let mark = quote_literal(&format!("{site}: {}", each.table.table));
-        format!("({mark}, {})", emptiness::exists(&each.table.table, emptiness::row_condition(each).as_deref()))
-    };
-    let items: Vec<String> = selected.iter().map(item).collect();
-    format!(
-        "(SELECT coalesce(array_agg(held ORDER BY held), '{{}}') FROM (VALUES\n    {}) AS t (held, filled) WHERE filled)",
-        items.join(",\n    ")
     )
 }
 

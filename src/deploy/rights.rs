@@ -236,7 +236,8 @@ async fn writable(node: &Node<'_>, tables: &[(&Selected, u32)]) -> Result<Vec<Mi
 const HOLDS_SOURCE: &str = "\
     SELECT bool_and(has_schema_privilege($1::text::name, c.relnamespace, 'USAGE') \
                     AND has_table_privilege($1::text::name, c.oid, 'SELECT') \
-                    AND (c.relname <> 'flow' OR has_column_privilege($1::text::name, c.oid, 'timeline', 'UPDATE'))), \
+                    AND (c.relname <> 'flow' OR has_column_privilege($1::text::name, c.oid, 'timeline', 'UPDATE') \
+                        AND has_column_privilege($1::text::name, c.oid, 'entering', 'UPDATE'))), \
            bool_and(pg_has_role(c.relowner, 'USAGE')) \
     FROM pg_class c WHERE c.relnamespace = to_regnamespace('sitepair') AND c.relname IN ('flow', 'installed') \
     HAVING count(*) > 0";

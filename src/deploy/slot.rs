@@ -10,7 +10,7 @@ use crate::model::{Code, Fault, Result};
 use crate::postgres::replication::{CreatedSlot, Replication};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::sqlstate;
-use crate::postgres::transactions::{self, LOOK_EVERY, in_the_way};
+use crate::postgres::transactions::{LOOK_EVERY, in_the_way};
 
 use super::server::Node;
 
@@ -67,12 +67,6 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
     let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
     let row = client.query_one(sql, &[]).await.map_err(|error| sqlstate::fault(&error))?;
     row.get::<_, &str>(0).parse().map_err(|_| Fault::new(Code::Sql, "pg_snapshot_xmax gave no transaction id"))
-}
-
-/// Waits until every transaction below `xmax`, prepared ones included, has ended (H1).
-pub(super) async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration>, what: &str) -> Result<()> {
-    let waited = transactions::outwait(client, xmax, timeout, what).await;
-    waited.map_err(|fault| if fault.code == Code::Timeout { fault.remedy(PATIENCE) } else { fault })
 }
 
 /// What to do when a deploy has waited too long.

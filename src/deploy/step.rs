@@ -52,7 +52,7 @@ pub(super) enum Step {
         /// The statements.
         statements: Vec<String>,
     },
-    /// Adds empty tables to the publication of a running flow (H1).
+    /// Adds tables to the publication of a running flow; the copier takes them up (H1).
     Enter {
         /// The tables.
         tables: Vec<TableName>,
@@ -61,15 +61,15 @@ pub(super) enum Step {
     },
     /// Finishes what an interrupted [`Step::Enter`] left.
     Settle {
-        /// The tables.
-        tables: Vec<TableName>,
+        /// The tables, as `sitepair.flow` names them.
+        tables: Vec<String>,
     },
     /// Notes the row filters, where one changed.
     Filters {
         /// SQL by table.
         filters: BTreeMap<String, String>,
     },
-    /// Makes the slot, checks emptiness in its snapshot, and notes the flow.
+    /// Makes the slot and notes the flow.
     Start {
         /// The source's version, as `server_version_num`.
         version: u32,
@@ -98,9 +98,11 @@ impl Step {
             Step::Enter { tables, statements } => {
                 (flow.from.clone(), format!("publication {object}: add {}", names(tables)), statements.join("\n"))
             }
-            Step::Settle { tables } => {
-                (flow.from.clone(), format!("finish adding {} to publication {object}", names(tables)), String::new())
-            }
+            Step::Settle { tables } => (
+                flow.from.clone(),
+                format!("note when {} entered publication {object}", tables.join(", ")),
+                String::new(),
+            ),
             Step::Filters { filters } => {
                 (flow.from.clone(), "note the row filters".to_owned(), set_filters_sql(flow, filters))
             }

@@ -127,19 +127,19 @@ codes! {
     Interrupted = "interrupted", Failed, "run it again";
 
     /// The slot is gone or was invalidated.
-    SlotLost = "slot-lost", Guard, "changes may be missing: run `sitepair resync`";
+    SlotLost = "slot-lost", Guard, "changes may be missing: run `sitepair resync --reason \"slot lost\"`";
     /// The publication did not exist when a change was decoded, so the server left changes out or stopped.
-    PublicationLost = "publication-lost", Guard, "changes may be missing: run `sitepair resync`";
+    PublicationLost = "publication-lost", Guard, "changes may be missing: run `sitepair resync --reason \"publication lost\"`";
     /// The slot is not the one that this pipeline made (plugin, database, two_phase, or flow_id differ).
-    ForeignSlot = "foreign-slot", Guard, "find out who recreated the slot; then run `sitepair resync`";
+    ForeignSlot = "foreign-slot", Guard, "find out who recreated the slot; then run `sitepair resync --reason \"slot replaced\"`";
     /// The slot has moved past the topic's durable end, so transactions are missing.
-    Gap = "gap", Guard, "changes are missing: run `sitepair resync`";
+    Gap = "gap", Guard, "changes are missing: run `sitepair resync --reason \"gap\"`";
     /// The source is not the cluster that the topic came from, or went back in time (restored from a backup).
-    SourceChanged = "source-changed", Guard, "if the source was restored or replaced on purpose, run `sitepair resync`";
+    SourceChanged = "source-changed", Guard, "if the source was restored or replaced on purpose, run `sitepair resync --reason \"source replaced\"`";
     /// The source moved to a timeline that does not contain all that the topic holds.
-    TimelineFork = "timeline-fork", Guard, "the topic holds transactions that the new primary never had: run `sitepair resync`";
+    TimelineFork = "timeline-fork", Guard, "the topic holds transactions that the new primary never had: run `sitepair resync --reason \"timeline fork\"`";
     /// The checkpoint at the target belongs to another flow.
-    ForeignCheckpoint = "foreign-checkpoint", Guard, "the target was restored or belongs to another pipeline: run `sitepair resync`";
+    ForeignCheckpoint = "foreign-checkpoint", Guard, "the target was restored or belongs to another pipeline: run `sitepair resync --reason \"target restored\"`";
     /// Another applier moved the checkpoint.
     CheckpointMoved = "checkpoint-moved", Guard, "only one applier may run for a flow: stop the other one";
     /// A second reader: the slot is in use.
@@ -149,17 +149,15 @@ codes! {
     /// A second writer appended to the topic, or this one was fenced.
     Fenced = "fenced", Guard, "only one reader may write a topic: stop the other one";
     /// The chain of positions in the topic is broken: it was recreated, truncated, rewound or mixed (P9).
-    BrokenChain = "broken-chain", Guard, "the topic is not the one that this flow wrote: run `sitepair resync`";
+    BrokenChain = "broken-chain", Guard, "the topic is not the one that this flow wrote: run `sitepair resync --reason \"broken chain\"`";
     /// What the topic needs to go on was dropped by retention, or the applier asks for what it never held.
-    TopicGap = "topic-gap", Guard, "changes are missing from the topic: run `sitepair resync`";
+    TopicGap = "topic-gap", Guard, "changes are missing from the topic: run `sitepair resync --reason \"topic gap\"`";
     /// A record or the topic's file is damaged.
-    TopicDamaged = "topic-damaged", Guard, "restore the topic's disk if you can; else run `sitepair resync`";
-    /// The tables held rows when the pipeline was deployed, and nothing has copied them.
-    NeedsCopy = "needs-copy", Guard, "empty the tables named at both sites and deploy again";
+    TopicDamaged = "topic-damaged", Guard, "restore the topic's disk if you can; else run `sitepair resync --reason \"topic damaged\"`";
     /// The replication stream held something that the protocol does not allow.
     BadStream = "bad-stream", Guard, "report it with the server's version; nothing past it was confirmed";
     /// The server's walsender fails at one position again and again (P7).
-    PoisonWal = "poison-wal", Guard, "the transaction at that position can't be decoded: run `sitepair resync`";
+    PoisonWal = "poison-wal", Guard, "the transaction at that position can't be decoded: run `sitepair resync --reason \"poison wal\"`";
 }
 
 /// Something that went wrong: a code, and what it was about in this case.
@@ -236,7 +234,7 @@ mod tests {
         let fault = Fault::new(Code::SlotLost, "slot \"x\"\nis gone").at("site a");
         assert_eq!(
             fault.to_string(),
-            "error[slot-lost]: site a: slot \"x\" is gone; changes may be missing: run `sitepair resync`"
+            "error[slot-lost]: site a: slot \"x\" is gone; changes may be missing: run `sitepair resync --reason \"slot lost\"`"
         );
     }
 }

@@ -160,6 +160,4 @@ pub struct FlowIdentity {
     pub start_lsn: Lsn,
     /// Whose changes they are.
     pub genesis: Genesis,
-    /// Tables that held rows, at the site named, when the slot became consistent: `site: schema.table`.
-    pub held_rows: Vec<String>,
 }

@@ -11,9 +11,16 @@ pub struct Pending {
     pub rows: u64,
     /// Bytes of their records.
     pub bytes: u64,
+    /// Tables that are being copied, or are to be: what is in them counts nowhere else.
+    pub tables: u64,
 }
 
 impl Pending {
+    /// Proven nothing.
+    pub fn is_nothing(self) -> bool {
+        self.transactions == 0 && self.tables == 0
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Pending) -> Pending {
@@ -21,6 +28,7 @@ impl Pending {
             transactions: self.transactions + other.transactions,
             rows: self.rows + other.rows,
             bytes: self.bytes + other.bytes,
+            tables: self.tables + other.tables,
         }
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Timing, supervisor};
+use super::bounded::Bounded;
 use crate::applier::{self, ApplierParts, ApplierState, GroupBounds, OnMisfit, Unknown};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Result, Track};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Offset, Result, Track};
 use crate::ports::{Goal, Stop};
 use crate::postgres::{flow as installed, session};
 use crate::rules::TruncatePolicies;
@@ -22,28 +22,31 @@ pub fn application_name(flow: &FlowName) -> String {
     format!("sitepair applier {flow}")
 }
 
-/// Runs the applier of one flow until its goal, until stopped, or until a fault that no attempt can mend.
+/// Runs the applier of one track, once, up to `end` of the topic where it is given. What the source would say is left out
+/// while it does not answer, unless this is the first start: then nobody else knows whose topic this should be.
 ///
 /// # Errors
-/// That fault.
-pub async fn keep(pipeline: &Pipeline, flow: &FlowName, timing: Timing, goal: Goal, stop: Stop) -> Result<()> {
-    supervisor::keep("applier", timing.takeover, stop.clone(), || apply(pipeline, flow, goal, stop.clone())).await
-}
-
-/// One attempt. What the source would say is left out while it does not answer, unless this is the first start: then
-/// nobody else knows whose topic this should be.
-async fn apply(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+/// What ended it.
+pub(super) async fn apply(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    track: Track,
+    end: Option<Offset>,
+    goal: Goal,
+    stop: Stop,
+) -> Result<()> {
     let (source, target) = (super::site(pipeline, &flow.from)?, super::site(pipeline, &flow.to)?);
     let identity = identity(pipeline, flow).await?;
     let policies = TruncatePolicies::new(&pipeline.tables);
+    let topic = topic::open_reader(&pipeline.topic, flow).await?;
     let parts = ApplierParts {
-        topic: topic::open_reader(&pipeline.topic, flow).await?,
+        topic: Bounded { topic, end: end.unwrap_or(Offset(u64::MAX)) },
         target: target.postgres.clone(),
         source: Some(source.postgres.clone()),
         flow: flow.clone(),
-        track: Track::Main,
-        unknown: Unknown::Joined,
-        misfit: OnMisfit::Stop,
+        track,
+        unknown: Unknown::Copy,
+        misfit: OnMisfit::Pause,
         identity,
         truncate: Arc::new(move |table| policies.of(table)),
         on_error: pipeline.apply.on_error,
@@ -52,8 +55,8 @@ async fn apply(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> 
         application: application_name(flow),
     };
     let (state, _) = watch::channel(ApplierState::default());
-    tracing::info!(%flow, site = %target.name, "applier starts");
-    applier::run(parts, stop, goal, state).await.map_err(|fault| fault.at(&target.name))
+    tracing::debug!(%flow, site = %target.name, track = track.name(), "applier starts");
+    applier::run(parts, stop, goal, state).await
 }
 
 /// The flow as `deploy` noted it at the source; `None` while the source does not answer.

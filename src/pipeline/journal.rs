@@ -122,12 +122,13 @@ pub async fn show(target: &Session, flow: &FlowName, id: &str) -> Result<Value> 
 /// # Errors
 /// What the server says; what was deleted stays deleted.
 pub async fn prune(target: &Session, flow: &FlowName, keep: &Journal) -> Result<u64> {
-    const CUTOFF: &str = "SELECT least(greatest( \
-           (SELECT max(id) + 1 FROM sitepair.journal WHERE flow = $1 AND applied_at < clock_timestamp() - $2::float8 * interval '1 day'), \
-           (SELECT id FROM sitepair.journal WHERE flow = $1 ORDER BY id DESC OFFSET $3 LIMIT 1) + 1), \
+    const CUTOFF: &str = "SELECT CASE WHEN beyond.id IS NOT NULL THEN least(beyond.id, \
          (SELECT max(id) FROM sitepair.journal WHERE flow = $1 AND track = 'main'), \
          (SELECT min(j.id) FROM sitepair.journal j, sitepair.parked p WHERE j.flow = $1 AND p.flow = $1 AND j.status = 'parked' \
-            AND j.first_offset < p.next_offset AND p.next_offset <= j.last_offset + 1))";
+            AND j.first_offset < p.next_offset AND p.next_offset <= j.last_offset + 1)) END \
+         FROM (SELECT greatest( \
+           (SELECT max(id) + 1 FROM sitepair.journal WHERE flow = $1 AND applied_at < clock_timestamp() - $2::float8 * interval '1 day'), \
+           (SELECT id FROM sitepair.journal WHERE flow = $1 ORDER BY id DESC OFFSET $3 LIMIT 1) + 1)) beyond (id)";
     const PRUNE: &str = "DELETE FROM sitepair.journal WHERE id IN \
          (SELECT id FROM sitepair.journal WHERE flow = $1 AND id < $2 ORDER BY id LIMIT $3)";
     const NOTES: [&str; 2] = ["journal_operation", "journal_event"];

@@ -3,21 +3,26 @@
 pub mod amount;
 mod applying;
 pub mod between;
+mod bounded;
+mod conductor;
+mod decide;
 mod goal;
 pub mod inspect;
 pub mod journal;
+mod membership;
 pub mod offset;
 mod peek;
 pub mod pending;
 mod reading;
-#[allow(dead_code)]
 pub mod request;
+pub mod resync;
 mod retained;
 mod retention;
 pub mod seat;
 pub mod status;
 mod supervisor;
 pub mod verify;
+mod waiting;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -27,7 +32,8 @@ use tokio::task::JoinSet;
 
 use crate::config::{Pipeline, Site};
 use crate::model::{Code, Fault, FlowName, Result};
-use crate::ports::Stop;
+use crate::ports::{Goal, Stop};
+use crate::snapshot::CopyState;
 pub use goal::Timing;
 
 /// How long the parts of a flow may take to end once they are told to. A group that waits behind a lock, or for a server
@@ -56,6 +62,8 @@ pub struct RunOptions {
     pub parts: Parts,
     /// End when what the source had flushed at the start has arrived.
     pub once: bool,
+    /// How far the copier is, for whoever shows it.
+    pub copy: watch::Sender<CopyState>,
 }
 
 /// The site of that name.
@@ -111,13 +119,19 @@ async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, st
     let (halt, halted) = watch::channel(false);
     let reader = async {
         match options.parts {
-            Parts::Both | Parts::Reader => reading::keep(pipeline, flow, timing, goal, halted.clone()).await,
+            // It must go on until the applier has what it needs to be consistent.
+            Parts::Both => reading::keep(pipeline, flow, timing, Goal::Never, halted.clone()).await,
+            Parts::Reader => reading::keep(pipeline, flow, timing, goal, halted.clone()).await,
             Parts::Applier => Ok(()),
         }
     };
     let applier = async {
         match options.parts {
-            Parts::Both | Parts::Applier => applying::keep(pipeline, flow, timing, goal, halted.clone()).await,
+            Parts::Both | Parts::Applier => {
+                let conducted = conductor::keep(pipeline, flow, timing, goal, &options.copy, halted.clone()).await;
+                halt.send_replace(true);
+                conducted
+            }
             Parts::Reader => Ok(()),
         }
     };

@@ -110,7 +110,12 @@ impl Counts {
     /// As an answer.
     pub fn pending(&self) -> Pending {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Pending { transactions: value(&self.transactions), rows: value(&self.rows), bytes: value(&self.bytes) }
+        Pending {
+            transactions: value(&self.transactions),
+            rows: value(&self.rows),
+            bytes: value(&self.bytes),
+            tables: 0,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::amount::Pending;
 use super::peek::{Counter, Counts, Peek};
-use super::{reading, site};
+use super::{reading, site, waiting};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, WriterId};
@@ -48,7 +48,7 @@ pub async fn count(pipeline: &Pipeline, flow: &FlowName, timeout: Duration) -> R
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     };
-    let unapplied = unapplied(pipeline, flow, upto).await?;
+    let unapplied = unapplied(pipeline, flow, &session, upto).await?;
     Ok(unapplied.plus(unread))
 }
 
@@ -119,8 +119,8 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
     Ok(counts.pending())
 }
 
-/// Counts in the topic from the checkpoint on, and what is parked.
-async fn unapplied(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending> {
+/// Counts in the topic from the checkpoint on, what is parked, and what waits beside.
+async fn unapplied(pipeline: &Pipeline, flow: &FlowName, source: &Session, upto: Lsn) -> Result<Pending> {
     let target = site(pipeline, &flow.to)?;
     let session = session::connect(&target.postgres, &format!("sitepair pending {flow}"))
         .await
@@ -135,13 +135,18 @@ async fn unapplied(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pe
         transactions: count.transactions,
         rows: count.rows,
         bytes: if count.transactions > 0 { count.bytes } else { 0 },
+        tables: 0,
     };
-    Ok(held.plus(parked(&session, flow).await.map_err(|fault| fault.at(&target.name))?))
+    let at = |fault: Fault| fault.at(&target.name);
+    let waiting = waiting::tables(&session, flow).await.map_err(at)?;
+    let behind = waiting::behind(&mut topic, &waiting, from.min(to)).await?;
+    let tables = waiting::uncopied(pipeline, flow, source, &session).await?;
+    Ok(held.plus(behind).plus(parked(&session, flow).await.map_err(at)?).plus(Pending { tables, ..Pending::default() }))
 }
 
 async fn parked(target: &Session, flow: &FlowName) -> Result<Pending> {
     let sql = "select count(distinct end_lsn), count(*), coalesce(sum(octet_length(image::text)), 0)::bigint from sitepair.parked where flow = $1";
     let row = target.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
-    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2) })
+    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2), tables: 0 })
 }

@@ -27,7 +27,25 @@ fn application_name(flow: &FlowName) -> String {
 /// # Errors
 /// That fault.
 pub async fn keep(pipeline: &Pipeline, flow: &FlowName, timing: Timing, goal: Goal, stop: Stop) -> Result<()> {
-    supervisor::keep("reader", timing.takeover, stop.clone(), || read(pipeline, flow, goal, stop.clone())).await
+    let ended =
+        supervisor::keep("reader", timing.takeover, stop.clone(), || follow(pipeline, flow, goal, stop.clone())).await;
+    topic::await_closed(&pipeline.topic, flow).await;
+    ended
+}
+
+/// A table that `deploy` has just added is unknown until the catalog is read again; one that is still unknown then is no
+/// table of the flow.
+async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+    let mut unknown = None;
+    loop {
+        match read(pipeline, flow, goal, stop.clone()).await {
+            Err(fault) if fault.code == Code::UnknownRelation && unknown.as_ref() != Some(&fault.what) => {
+                tracing::info!(%flow, what = fault.what, "reads the catalog again");
+                unknown = Some(fault.what);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// One attempt: everything is checked anew, and nothing is remembered but what the topic holds.
@@ -68,16 +86,7 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
 
 pub(super) async fn deployed(source: &Session, flow: &FlowName) -> Result<FlowIdentity> {
     let identity = installed::read(source, flow).await?;
-    let identity =
-        identity.ok_or_else(|| Fault::new(Code::NotDeployed, format!("sitepair.flow has no row for {flow}")))?;
-    if identity.held_rows.is_empty() {
-        return Ok(identity);
-    }
-    let tables = identity.held_rows.join(", ");
-    Err(Fault::new(
-        Code::NeedsCopy,
-        format!("tables held rows when the pipeline was deployed ({tables}), and this version can't copy them"),
-    ))
+    identity.ok_or_else(|| Fault::new(Code::NotDeployed, format!("sitepair.flow has no row for {flow}")))
 }
 
 /// The slot's confirmed position, if it is the one that `deploy` made and still good.

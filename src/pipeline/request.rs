@@ -70,6 +70,8 @@ pub(super) struct Waiting {
     pub(super) asked: Result<Request>,
     /// The command that asked is still there.
     pub(super) alive: bool,
+    /// A daemon took it, and ended before it answered.
+    pub(super) taken: bool,
 }
 
 /// What a row's `answer` holds.
@@ -146,7 +148,7 @@ pub(super) async fn next(target: &Client, flow: &FlowName) -> Result<Option<Wait
     // The lock is had only when nobody holds it: then it is given back at the statement's end by the second call.
     let sql = "select id, verb, argument::text, reason, requested_by, \
                       case when pg_try_advisory_lock(hashtextextended('sitepair request', id)) \
-                           then not pg_advisory_unlock(hashtextextended('sitepair request', id)) else true end \
+                           then not pg_advisory_unlock(hashtextextended('sitepair request', id)) else true end, taken_at is not null \
                from (select * from sitepair.request where flow = $1 and ended_at is null order by id limit 1) oldest";
     let row = target.query_opt(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     Ok(row.map(|row| {
@@ -156,7 +158,7 @@ pub(super) async fn next(target: &Client, flow: &FlowName) -> Result<Option<Wait
             _ => Err(Fault::new(Code::Usage, format!("this daemon knows no request \"{verb}\""))
                 .remedy("run the same version of sitepair for the daemon and the command")),
         };
-        Waiting { id: row.get(0), asked, alive: row.get(5) }
+        Waiting { id: row.get(0), asked, alive: row.get(5), taken: row.get(6) }
     }))
 }
 

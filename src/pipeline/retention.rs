@@ -4,11 +4,10 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use super::{journal, retained, site};
-use crate::applier::checkpoint;
 use crate::config::Pipeline;
-use crate::model::{FlowName, Offset, Result, Track, units};
+use crate::model::{FlowName, Offset, Result, units};
 use crate::postgres::session::{self, Session};
-use crate::postgres::wal;
+use crate::postgres::{sqlstate, wal};
 use crate::topic::embedded::Retention;
 
 /// Between two looks at the checkpoint.
@@ -70,7 +69,7 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Re
 /// The checkpoint, once its commit is flushed at the target (P8): with synchronous_commit off a crash could take back one
 /// that is only visible.
 async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<Offset> {
-    let checkpoint = checkpoint::read(target, flow, Track::Main).await?;
+    let needed = needed_from(target, flow).await?;
     let written = wal::insert_lsn(target).await?;
     let started = Instant::now();
     while wal::flush_lsn(target).await? < written {
@@ -80,5 +79,15 @@ async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<Offset> {
         }
         tokio::time::sleep(FLUSH_INTERVAL).await;
     }
-    Ok(checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next))
+    Ok(needed)
+}
+
+/// The lowest place that anything at the target may still read the topic from: a track, or a table that waits.
+async fn needed_from(target: &Session, flow: &FlowName) -> Result<Offset> {
+    let sql = "select count(*) filter (where track = 'main'), min(next_offset) from ( \
+                 select track, next_offset from sitepair.checkpoint where flow = $1 \
+                 union all select 'table', next_offset from sitepair.table_state where flow = $1) places";
+    let row = target.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let adopted = row.get::<_, i64>(0) > 0;
+    Ok(Offset(if adopted { row.get::<_, Option<i64>>(1).unwrap_or_default().unsigned_abs() } else { 0 }))
 }

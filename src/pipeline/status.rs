@@ -9,7 +9,9 @@ use crate::applier::checkpoint::{self, Checkpoint};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
 use crate::ports::TopicReader;
-use crate::postgres::{flow as installed, session, slot, wal};
+use crate::postgres::table_state::{self, TableState};
+use crate::postgres::{flow as installed, session, slot, sqlstate, wal};
+use crate::snapshot::{self, CopyProgress};
 use crate::topic;
 
 /// What a flow is doing, in one word.
@@ -20,6 +22,10 @@ pub enum State {
     Streaming,
     /// Reader and applier are connected, and there is something to catch up with.
     CatchingUp,
+    /// Reader and applier are connected, and tables are being copied.
+    Copying,
+    /// Reader and applier are connected, and tables wait until somebody mends them at the target.
+    Paused,
     /// The applier is connected, the reader is not.
     ReaderDown,
     /// The reader is connected, the applier is not.
@@ -57,8 +63,51 @@ pub struct FlowStatus {
     pub retained_bytes: Option<u64>,
     /// Bytes that may still be written before the server invalidates the slot; null where there is no limit.
     pub safe_wal_bytes: Option<i64>,
+    /// At the pace of the last minutes, when the checkpoint will have passed `consistent_from_lsn`; 0 when it has, null where
+    /// nothing says.
+    pub consistent_in_seconds: Option<f64>,
+    /// How far the copy of tables is; null when there is none.
+    pub copy: Option<CopyStatus>,
+    /// Tables that are not at the checkpoint.
+    pub tables: Vec<TableStatus>,
     /// Why something is null or the state is not a good one.
     pub note: Option<String>,
+}
+
+/// How far the copy of all tables is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CopyStatus {
+    /// Rows at the target.
+    pub rows: u64,
+    /// What the source estimates there to be.
+    pub estimated_rows: u64,
+    /// Bytes of the rows at the target, in text form.
+    pub bytes: u64,
+    /// Average since the copy began; 0 before there is one.
+    pub bytes_per_second: f64,
+    /// Time left at that rate; null before there is one.
+    pub seconds_left: Option<u64>,
+}
+
+/// A table that is not at the flow's checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TableStatus {
+    /// `schema.table`.
+    pub table: String,
+    /// `copying`, `copied`, `joining` or `paused`.
+    pub state: &'static str,
+    /// Offset of the first record whose changes of it are not applied.
+    pub next_offset: Option<u64>,
+    /// Copying: rows at the target.
+    pub rows: Option<u64>,
+    /// Copying: bytes of these rows, in text form.
+    pub bytes: Option<u64>,
+    /// Copying: what the source estimated when the copy began.
+    pub estimated_rows: Option<u64>,
+    /// Copying: how much of the estimate that is.
+    pub percent: Option<f64>,
+    /// What does not fit at the target, and what to run: the table waits for that.
+    pub reason: Option<String>,
 }
 
 /// What the source says.
@@ -81,37 +130,49 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     let unreachable = (source.is_err(), target.is_err());
     let source = source.map_err(&mut keep).ok();
     let target = target.map_err(&mut keep).ok();
-    let (checkpoint, applier_connected) = target.unwrap_or((None, false));
+    let TargetView { checkpoint, applier: applier_connected, pace, copy, tables } = target.unwrap_or_default();
     let slot = source.as_ref().and_then(|source| source.slot.as_ref());
     let behind = lag(pipeline, flow, source.as_ref(), checkpoint.as_ref()).await.map_err(&mut keep).unwrap_or_default();
     let state = match unreachable {
         _ if not_deployed => State::NotDeployed,
         (true, _) => State::SourceUnreachable,
         (_, true) => State::TargetUnreachable,
-        (false, false) => decide(source.as_ref(), applier_connected, behind.caught_up),
+        (false, false) => decide(source.as_ref(), applier_connected, behind.caught_up, &tables),
     };
     FlowStatus {
         flow: flow.to_string(),
         state,
-        consistent_from_lsn: checkpoint.as_ref().map(|checkpoint| checkpoint.horizon),
+        consistent_from_lsn: checkpoint.as_ref().filter(|_| tables.is_empty()).map(|checkpoint| checkpoint.horizon),
         checkpoint_lsn: checkpoint.as_ref().map(|checkpoint| checkpoint.end_lsn),
         checkpoint_offset: checkpoint.as_ref().map(|checkpoint| checkpoint.next.0),
         lag_bytes: behind.bytes,
         lag_seconds: behind.seconds,
         retained_bytes: slot.map(|slot| slot.retained_bytes),
         safe_wal_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
+        consistent_in_seconds: checkpoint.as_ref().filter(|_| tables.is_empty()).and_then(
+            |checkpoint| match checkpoint.horizon.bytes_since(checkpoint.end_lsn) {
+                0 => Some(0.0),
+                left => pace.filter(|pace| *pace > 0.0).map(|pace| left as f64 / pace),
+            },
+        ),
+        copy,
+        tables,
         note: if notes.is_empty() { None } else { Some(notes.join(" | ")) },
     }
 }
 
-fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool) -> State {
+fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool, tables: &[TableStatus]) -> State {
+    let any =
+        |state: table_state::State| tables.iter().any(|table| table.state == state.name() && table.reason.is_none());
     let Some(source) = source else { return State::SourceUnreachable };
     match (source.deployed, &source.slot) {
         (false, _) => State::NotDeployed,
         (true, None) => State::SlotLost,
         (true, Some(slot)) if slot.invalidation.is_some() => State::SlotLost,
         (true, Some(slot)) => match (slot.active, applier) {
-            (true, true) if caught_up => State::Streaming,
+            (true, true) if any(table_state::State::Copying) => State::Copying,
+            (true, true) if tables.iter().any(|table| table.reason.is_some()) => State::Paused,
+            (true, true) if caught_up && tables.is_empty() => State::Streaming,
             (true, true) => State::CatchingUp,
             (true, false) => State::ApplierDown,
             (false, true) => State::ReaderDown,
@@ -138,14 +199,66 @@ async fn source_view(pipeline: &Pipeline, flow: &FlowName) -> Result<SourceView>
     })
 }
 
-async fn target_view(pipeline: &Pipeline, flow: &FlowName) -> Result<(Option<Checkpoint>, bool)> {
+/// What the target says.
+#[derive(Default)]
+struct TargetView {
+    checkpoint: Option<Checkpoint>,
+    applier: bool,
+    /// Bytes of the source's log that the main track passes in a second.
+    pace: Option<f64>,
+    copy: Option<CopyStatus>,
+    tables: Vec<TableStatus>,
+}
+
+/// Of the last minutes, and since the checkpoint was last moved by hand.
+const PACE: &str = "select (max(end_lsn) - min(first_lsn))::float8 / nullif(extract(epoch from clock_timestamp() - \
+     min(applied_at - make_interval(secs => duration_ms / 1000.0))), 0)::float8 from sitepair.journal j where flow = $1 and track = 'main' \
+     and status <> 'moved' and applied_at > clock_timestamp() - interval '3 minutes' \
+     and id > coalesce((select max(id) from sitepair.journal where flow = $1 and track = 'main' and status = 'moved'), 0)";
+
+async fn target_view(pipeline: &Pipeline, flow: &FlowName) -> Result<TargetView> {
     let target = session::connect(&site(pipeline, &flow.to)?.postgres, "sitepair status").await?;
     let checkpoint = checkpoint::read(&target, flow, Track::Main).await?;
     let sql =
         "select exists (select from pg_stat_activity where application_name = $1 and datname = current_database())";
-    let connected = target.query_one(sql, &[&super::applying::application_name(flow)]).await;
-    let connected = connected.map_err(|error| crate::postgres::sqlstate::fault(&error))?.get(0);
-    Ok((checkpoint, connected))
+    let fault = |error: tokio_postgres::Error| sqlstate::fault(&error);
+    let connected = target.query_one(sql, &[&super::applying::application_name(flow)]).await.map_err(fault)?;
+    let pace = target.query_one(PACE, &[&flow.to_string()]).await.map_err(fault)?.get(0);
+    let progress = snapshot::progress(&target, flow).await?;
+    let states = table_state::read(&target, flow).await?;
+    let tables: Vec<TableStatus> = states
+        .into_iter()
+        .filter(|state| state.state != table_state::State::Joined)
+        .map(|state| waiting(state, &progress))
+        .collect();
+    let copying = tables.iter().any(|table| table.state == table_state::State::Copying.name());
+    let copy = copying.then_some(CopyStatus {
+        rows: progress.state.rows,
+        estimated_rows: progress.state.estimated_rows,
+        bytes: progress.state.bytes,
+        bytes_per_second: progress.state.bytes_per_second,
+        seconds_left: progress.state.seconds_left,
+    });
+    Ok(TargetView { checkpoint, applier: connected.get(0), pace, copy, tables })
+}
+
+fn waiting(state: TableState, progress: &CopyProgress) -> TableStatus {
+    let copied = progress.tables.iter().find(|table| table.table == state.table);
+    let estimated = copied.and_then(|copied| copied.estimated_rows);
+    let percent = copied.zip(estimated).map(|(copied, estimated)| {
+        // The estimate may be too low; only the end is a hundred.
+        (copied.rows as f64 * 100.0 / estimated.max(1) as f64).min(99.9)
+    });
+    TableStatus {
+        table: state.table.to_string(),
+        state: state.state.name(),
+        next_offset: state.next.map(|next| next.0),
+        rows: copied.map(|copied| copied.rows),
+        bytes: copied.map(|copied| copied.bytes),
+        estimated_rows: estimated,
+        percent,
+        reason: state.reason,
+    }
 }
 
 /// How far the target is behind.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Row};
 
 use crate::model::record::{FlowIdentity, Genesis};
-use crate::model::{Code, Fault, FlowName, Lsn, Result};
+use crate::model::{Code, Fault, FlowName, Lsn, Result, TableName};
 
 use super::sqlstate;
 
@@ -20,13 +20,14 @@ pub enum FlowState {
     Deployed(Box<FlowIdentity>),
 }
 
-/// Tables that were added to a running flow's publication and are not yet known to have been empty (H1).
+/// Tables that were added to a running flow's publication (H1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entering {
-    /// `schema.table`, as [`crate::model::TableName`] displays.
+    /// `schema.table`, as [`crate::model::TableName`] displays; those that the conductor has not taken up yet.
     pub tables: Vec<String>,
-    /// The first transaction id that was not in use when the publication had them; `None` when the deploy ended before
-    /// it could be noted.
+    /// A transaction id that was not in use when the publication had them, and all that entered before: no chunk is read
+    /// before every older transaction has ended. `None` when none ever entered, or when the deploy ended before it could be
+    /// noted: then there are `tables`.
     pub xmax: Option<u64>,
 }
 
@@ -49,7 +50,7 @@ pub async fn state(client: &Client, name: &FlowName) -> Result<FlowState> {
     if !installed(client).await? {
         return Ok(FlowState::Absent);
     }
-    let sql = "SELECT flow_id::text, start_lsn::text, system_id::text, timeline, slot, database, database_oid, held_rows \
+    let sql = "SELECT flow_id::text, start_lsn::text, system_id::text, timeline, slot, database, database_oid \
                FROM sitepair.flow WHERE flow = $1";
     let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     let Some(row) = row else { return Ok(FlowState::Absent) };
@@ -73,7 +74,6 @@ fn identity(name: &FlowName, start_lsn: Lsn, row: &Row) -> Result<FlowIdentity> 
             database: row.get("database"),
             database_oid: row.get("database_oid"),
         },
-        held_rows: row.get("held_rows"),
     })
 }
 
@@ -88,7 +88,7 @@ async fn installed(client: &Client) -> Result<bool> {
 }
 
 /// Notes that a deploy of the flow begins: from here on a slot of its name is one that the deploy made. What was noted
-/// about an earlier one is replaced; `start_lsn` and `held_rows` are not written yet.
+/// about an earlier one is replaced; `start_lsn` is not written yet.
 ///
 /// # Errors
 /// What the server says.
@@ -98,7 +98,7 @@ pub async fn begin(client: &Client, identity: &FlowIdentity) -> Result<()> {
                VALUES ($1, $2::text::uuid, $3, $4, $5, $6, $7::text::numeric, $8, $9, $10, $11) \
                ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = NULL, \
                   system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
-                  database = excluded.database, database_oid = excluded.database_oid, held_rows = '{}', \
+                  database = excluded.database, database_oid = excluded.database_oid, \
                   entering = '{}', entering_xmax = NULL, created_at = now()";
     let (name, genesis) = (&identity.name, &identity.genesis);
     client
@@ -128,10 +128,10 @@ pub async fn begin(client: &Client, identity: &FlowIdentity) -> Result<()> {
 /// # Errors
 /// `NotDeployed` when [`begin`] did not note this very flow, else what the server says.
 pub async fn write(client: &Client, identity: &FlowIdentity) -> Result<()> {
-    let sql = "UPDATE sitepair.flow SET start_lsn = $3::text::pg_lsn, held_rows = $4 \
+    let sql = "UPDATE sitepair.flow SET start_lsn = $3::text::pg_lsn \
                WHERE flow = $1 AND flow_id = $2::text::uuid";
     let (flow, id, start) = (identity.name.to_string(), identity.flow_id.to_string(), identity.start_lsn.to_string());
-    let written = client.execute(sql, &[&flow, &id, &start, &identity.held_rows]).await;
+    let written = client.execute(sql, &[&flow, &id, &start]).await;
     match written.map_err(|error| sqlstate::fault(&error))? {
         0 => Err(Fault::new(Code::NotDeployed, format!("flow {flow}: another deploy replaced this one"))),
         _ => Ok(()),
@@ -195,6 +195,28 @@ pub async fn set_entering(client: &Client, name: &FlowName, entering: &Entering)
     let xmax = entering.xmax.map(|xid| xid.to_string());
     let written = client.execute(sql, &[&name.to_string(), &entering.tables, &xmax]).await;
     written.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}
+
+/// Notes [`Entering::xmax`] where it is missing, once the publication has the tables.
+///
+/// # Errors
+/// What the server says.
+pub async fn note_entering_xmax(client: &Client, name: &FlowName) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET entering_xmax = pg_snapshot_xmax(pg_current_snapshot()) \
+               WHERE flow = $1 AND entering_xmax IS NULL AND entering <> '{}'";
+    let noted = client.execute(sql, &[&name.to_string()]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}
+
+/// Notes that entering tables were taken up; `xmax` stays.
+///
+/// # Errors
+/// What the server says.
+pub async fn taken_up(client: &Client, name: &FlowName, tables: &[TableName]) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET entering = ARRAY(SELECT e FROM unnest(entering) e WHERE e <> ALL ($2)) WHERE flow = $1";
+    let tables: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    let noted = client.execute(sql, &[&name.to_string(), &tables]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
 /// Notes the timeline that the flow goes on with after a promotion (P4).

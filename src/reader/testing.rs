@@ -31,7 +31,7 @@ pub fn flow_identity() -> FlowIdentity {
         database: "d".into(),
         database_oid: 5,
     };
-    FlowIdentity { name, flow_id: uuid::Uuid::from_u128(1), start_lsn: Lsn(100), genesis, held_rows: Vec::new() }
+    FlowIdentity { name, flow_id: uuid::Uuid::from_u128(1), start_lsn: Lsn(100), genesis }
 }
 
 /// `public.NAME (id int4 primary key, grp int4, note text)`.

@@ -78,6 +78,25 @@ pub fn is_here(topic: &Topic, flow: &FlowName) -> bool {
     topic.path.join(format!("{flow}.db")).exists()
 }
 
+/// Moves a flow's topic out of the way, so that a new one can begin, and says where it is now; `None` when there is none.
+/// Nobody may be writing it.
+///
+/// # Errors
+/// `SecondReader` while a writer lives, `Io`.
+pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Option<String>> {
+    embedded::set_aside(&topic.path, flow).map(|place| place.map(|place| place.display().to_string()))
+}
+
+/// Waits, for a moment at most, until a writer of this process that was dropped has closed the topic: else the next start finds
+/// one that was not closed in order, and checks it whole.
+pub async fn await_closed(topic: &Topic, flow: &FlowName) {
+    let (dir, flow) = (topic.path.clone(), flow.clone());
+    let closed = tokio::task::spawn_blocking(move || embedded::await_closed(&dir, &flow)).await;
+    if let Err(error) = closed {
+        tracing::debug!(%error, "waiting for the topic to be closed");
+    }
+}
+
 impl Reader {
     /// What `topic info` shows; reads a few records, whatever the size.
     ///

@@ -6,6 +6,7 @@
 mod applier;
 mod catalog;
 mod cli;
+mod copy;
 mod deploy;
 mod filter;
 mod journal;

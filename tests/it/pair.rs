@@ -209,7 +209,8 @@ impl Pair {
             "select count(*) from (select first_offset, lag(last_offset + 1) over (order by id) as expected
                 from sitepair.journal where track = 'main') j where first_offset <> coalesce(expected, 0)",
         );
-        assert_eq!(broken, "0", "gaps or doubles in the journal");
+        let rows = || self.target.sql("select journal::text from sitepair.journal order by id");
+        assert_eq!(broken, "0", "gaps or doubles in the journal\n{}", rows());
         let end = self.target.sql(
             "select (select last_offset + 1 from sitepair.journal where track = 'main' order by id desc limit 1)
                 = (select next_offset from sitepair.checkpoint where track = 'main')",

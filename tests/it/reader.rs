@@ -58,7 +58,7 @@ impl Flow {
             database: system.dbname,
             database_oid: state.database_oid.unwrap(),
         };
-        let identity = FlowIdentity { name, flow_id: uuid::Uuid::new_v4(), start_lsn, genesis, held_rows: Vec::new() };
+        let identity = FlowIdentity { name, flow_id: uuid::Uuid::new_v4(), start_lsn, genesis };
         Flow { info, dir: tempfile::tempdir().unwrap(), identity, tables, options: WriterOptions::default() }
     }
 

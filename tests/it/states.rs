@@ -345,24 +345,6 @@ fn a_bad_state_stops_with_its_reason() {
 }
 
 #[test]
-fn rows_that_were_there_before_are_refused() {
-    let (version, _) = versions().last().expect("a version");
-    for held in ["source", "target"] {
-        let pair = Pair::new(*version, SCHEMA, RULES);
-        let database = if held == "source" { &pair.source } else { &pair.target };
-        database.sql("insert into account values (1, 'old')");
-        pair.deploy();
-        let ended = pair.sitepair(&["run", "--once"]);
-        assert_eq!(ended.code, 4, "{held}: {}", ended.stderr);
-        assert!(
-            ended.stderr.contains("needs-copy") && ended.stderr.contains("public.account"),
-            "{held}: {}",
-            ended.stderr
-        );
-    }
-}
-
-#[test]
 fn a_second_reader_and_a_second_applier_wait_and_then_stop() {
     let (version, _) = versions().last().expect("a version");
     let (source, target) = (database(*version, 0), database(*version, 1));

@@ -225,6 +225,8 @@ fn two(version: u32, more: &str) -> Pair {
     target.sql(TWO);
     let pair = Pair::between(source, target, TWO_RULES, more);
     pair.deploy();
+    // What comes now is in the log, not in the copy.
+    pair.run_once();
     pair
 }
 
@@ -237,10 +239,11 @@ fn pending(pair: &Pair) -> (i32, u64, u64) {
 }
 
 /// A session that stays open between statements.
-struct Held(Child);
+pub struct Held(Child);
 
 impl Held {
-    fn open(database: &Database, sql: &str) -> Held {
+    /// Begins with some SQL.
+    pub fn open(database: &Database, sql: &str) -> Held {
         let mut psql = Command::new(support::program("psql"));
         psql.args(["-XAtq", "-f", "-", "-d", &database.conninfo()]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut held = Held(psql.spawn().expect("psql runs"));
@@ -253,7 +256,8 @@ impl Held {
         writeln!(self.0.stdin.as_mut().expect("piped"), "{sql}").expect("psql reads");
     }
 
-    fn end(mut self, sql: &str) {
+    /// Ends with some SQL.
+    pub fn end(mut self, sql: &str) {
         self.say(sql);
         drop(self.0.stdin.take());
         self.0.wait().expect("psql ends");

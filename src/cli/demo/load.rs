@@ -46,6 +46,19 @@ create table sign_log (
     request text);
 ";
 
+/// What the first site holds before the pipeline is there.
+pub const FILLED: &str = "
+insert into account (id, msisdn, tenant_id, display_name, photo)
+    select md5(g::text)::uuid, '+350' || g, g % 5, 'Old user ' || g, case when g % 100 = 0 then decode(repeat(md5(g::text), 100), 'hex') end
+      from generate_series(1, 30000) g;
+insert into account_identity select id, 'email', id || '@old.example.org' from account;
+insert into account_certificate select 9000000000000000000 + tenant_id + row_number() over () * 10, id, repeat('MII', 100), '2030-12-31' from account;
+insert into account_preference select id, 'lang', '\"fi\"' from account;
+analyze;
+";
+/// What somebody has left at the second site.
+pub const LEFT_OVER: &str = "insert into account (id, msisdn, tenant_id, display_name) select md5(g::text)::uuid, '+351' || g, 0, 'left over' from generate_series(29000, 31000) g;";
+
 /// What one session of the service does in one transaction, as one simple query. `$SEED` is replaced by a number.
 /// In order: mostly an update beside nine log rows; new accounts; key changes; large values; deletes; savepoints.
 const WORK: [&str; 6] = [

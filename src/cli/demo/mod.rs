@@ -18,7 +18,7 @@ use crate::cli::output::Output;
 use crate::config;
 use crate::deploy;
 use crate::model::{Code, Fault, Result};
-use crate::pipeline;
+use crate::pipeline::{self, between, offset};
 use cluster::Cluster;
 use load::{Load, Tally};
 
@@ -104,13 +104,15 @@ pub async fn run(args: &DemoArgs, output: &Output) -> Result<bool> {
     target.batch_execute(load::SCHEMA).await.map_err(|error| sql(&error))?;
     source.batch_execute("create role sitepair login replication").await.map_err(|error| sql(&error))?;
     target.batch_execute("create role sitepair login").await.map_err(|error| sql(&error))?;
+    source.batch_execute(load::FILLED).await.map_err(|error| sql(&error))?;
+    target.batch_execute(load::LEFT_OVER).await.map_err(|error| sql(&error))?;
     let pipeline = config::load(&stage.file, &config::Overrides::default())
         .map_err(|problems| Fault::new(Code::BadFile, format!("{problems:?}")))?;
     deploy::deploy(&pipeline, &deploy::Options::default()).await?;
     say(
         output,
         &stage,
-        "deployed: publication, slot, schema, grants; four account tables cross, sign_log stays at home",
+        "deployed: four account tables cross, with the 120,000 rows that they hold; sign_log stays at home",
     );
 
     let mut reader = Daemon::start("reader", &stage.file)?;
@@ -122,7 +124,7 @@ pub async fn run(args: &DemoArgs, output: &Output) -> Result<bool> {
         &format!("load of {SESSIONS} sessions for {} at helsinki", humantime::format_duration(args.duration)),
     );
     let loading = Instant::now();
-    disturb(args, &stage, &mut reader, &mut applier, output).await?;
+    disturb(args, &stage, &pipeline, (&mut reader, &mut applier), output).await?;
     let tally = load.finish().await;
     let (ended, loaded) = (Instant::now(), loading.elapsed());
     say(output, &stage, &summary(&tally));
@@ -179,21 +181,27 @@ fn set(args: &DemoArgs, output: &Output) -> Result<Stage> {
     Ok(stage)
 }
 
-/// Kills the reader, the applier and one server, a quarter of the time apart.
+/// Kills the applier while it copies, then the reader and one server; in the middle the checkpoint goes back.
 async fn disturb(
     args: &DemoArgs,
     stage: &Stage,
-    reader: &mut Daemon,
-    applier: &mut Daemon,
+    pipeline: &config::Pipeline,
+    (reader, applier): (&mut Daemon, &mut Daemon),
     output: &Output,
 ) -> Result<()> {
     let quarter = args.duration / 4;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    applier.kill_and_restart()?;
+    say(output, stage, "kill -9 of the applier while it copies; it starts again and goes on behind its last chunk");
+    let target = login(&stage.oulu).await?;
+    let copied = joined(&target).await?;
+    say(output, stage, &format!("{copied} rows copied, and all tables joined the flow"));
     tokio::time::sleep(quarter).await;
     reader.kill_and_restart()?;
     say(output, stage, "kill -9 of the reader; it starts again");
     tokio::time::sleep(quarter).await;
-    applier.kill_and_restart()?;
-    say(output, stage, "kill -9 of the applier; it starts again");
+    let back = rewind(pipeline, &target).await?;
+    say(output, stage, &format!("the checkpoint goes back by {back} records, as `sitepair offset reset` does it"));
     tokio::time::sleep(quarter).await;
     stage.oulu.kill()?;
     stage.oulu.boot()?;
@@ -202,13 +210,39 @@ async fn disturb(
     Ok(())
 }
 
+/// Waits until every table is at the flow's checkpoint; gives the rows that the second site holds.
+async fn joined(target: &Client) -> Result<i64> {
+    const JOINED: &str = "select count(*) > 0 and bool_and(state = 'joined') from sitepair.table_state";
+    let started = Instant::now();
+    while !target.query_one(JOINED, &[]).await.map_err(|error| sql(&error))?.get::<_, bool>(0) {
+        if started.elapsed() > PATIENCE {
+            return Err(Fault::new(Code::Timeout, format!("the copy has not ended within {PATIENCE:?}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let counts = load::ACCOUNT_TABLES.map(|table| format!("(select count(*) from {table})")).join(" + ");
+    let row = target.query_one(&format!("select {counts}"), &[]).await.map_err(|error| sql(&error))?;
+    Ok(row.get(0))
+}
+
+/// Moves the checkpoint half of the way back to where the topic was adopted.
+async fn rewind(pipeline: &config::Pipeline, target: &Client) -> Result<i64> {
+    const AT: &str = "select next_offset from sitepair.checkpoint where track = 'main'";
+    let at: i64 = target.query_one(AT, &[]).await.map_err(|error| sql(&error))?.get(0);
+    let back = at / 2;
+    let act = offset::Act::OffsetReset { to: (at - back).to_string() };
+    let request = act.request(Some("the demo shows a step back".to_owned()), "demo".to_owned())?;
+    between::ask(pipeline, &pipeline.flows[0], &request).await?;
+    Ok(back)
+}
+
 /// Waits until nothing is pending.
 async fn settle(pipeline: &config::Pipeline, stage: &Stage) -> Result<()> {
     let started = Instant::now();
     loop {
         let answer = pipeline::pending::count(pipeline, &pipeline.flows[0], Duration::from_secs(5)).await;
         match answer {
-            Ok(pending) if pending.transactions == 0 => return Ok(()),
+            Ok(pending) if pending.is_nothing() => return Ok(()),
             Ok(_) | Err(Fault { code: Code::Unreachable | Code::ServerBusy | Code::Timeout, .. })
                 if started.elapsed() < PATIENCE =>
             {
@@ -216,8 +250,10 @@ async fn settle(pipeline: &config::Pipeline, stage: &Stage) -> Result<()> {
             }
             Ok(pending) => {
                 let words = last_words(stage);
-                let what =
-                    format!("{} transactions are still pending after {PATIENCE:?}; {words}", pending.transactions);
+                let what = format!(
+                    "{} transactions and {} tables are still pending after {PATIENCE:?}; {words}",
+                    pending.transactions, pending.tables
+                );
                 return Err(Fault::new(Code::Timeout, what));
             }
             Err(fault) => return Err(fault.at(last_words(stage))),

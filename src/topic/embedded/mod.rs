@@ -35,6 +35,7 @@
 //! - A `<flow>.db-wal` removed while nobody has it open takes the records since the last checkpoint with it. SQLite can't
 //!   tell; the reader can (its slot is past the topic's end, P3), and the applier (its checkpoint is, too).
 
+mod aside;
 mod checkpoint;
 mod error;
 mod file;
@@ -46,6 +47,7 @@ mod thread;
 mod wake;
 mod writer;
 
+pub use aside::{await_closed, set_aside};
 pub use reader::Reader;
 pub use retention::{Dropped, Retention};
 pub use writer::{Writer, WriterOptions};

@@ -66,7 +66,6 @@ async fn foreign_checkpoints_and_topics() {
         flow_id: pair.flow_id,
         start_lsn: Lsn(1),
         genesis: pair.genesis(),
-        held_rows: Vec::new(),
     });
     let (_keep, stop) = tokio::sync::watch::channel(false);
     let (sender, _) = tokio::sync::watch::channel(ApplierState::default());

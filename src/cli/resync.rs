@@ -1,0 +1,114 @@
+//! `sitepair resync`.
+
+use bytesize::ByteSize;
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::{Common, ResyncArgs};
+use super::deploy::ask;
+use super::output::Output;
+use super::{flows, operator};
+use crate::config::Pipeline;
+use crate::deploy;
+use crate::model::{Code, Fault, FlowName, Result};
+use crate::pipeline::between;
+use crate::pipeline::request::{Request, Verb};
+use crate::pipeline::resync::{self, Cost, Standstill};
+
+/// Tables listed before the rest is counted.
+const LISTED: usize = 20;
+
+/// The object of `--json`.
+#[derive(Debug, Serialize)]
+struct Answer {
+    flow: String,
+    whole: bool,
+    cost: Cost,
+    topic_set_aside: Option<String>,
+}
+
+/// Copies tables again, or makes the whole flow anew.
+///
+/// # Errors
+/// `Usage` for an unknown table, without --reason where it is needed, or when nobody is there to say yes; a guard while a
+/// daemon runs (whole flow only); what the sites say.
+pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output: Output) -> Result<u8> {
+    let chosen = flows(pipeline, common)?;
+    let [flow] = chosen.as_slice() else {
+        return Err(Fault::new(Code::Usage, "resync acts on one flow").remedy("name it by --flow"));
+    };
+    let whole = args.table.is_empty();
+    if whole && args.reason.is_none() {
+        return Err(Fault::new(Code::Usage, "a resync of the whole flow needs --reason")
+            .remedy("say why, as --reason \"slot lost in the failover of May\", or name tables by --table"));
+    }
+    let standstill = if whole { Some(Standstill::reach(pipeline, flow).await?) } else { None };
+    let cost = resync::cost(pipeline, flow, &args.table).await?;
+    eprint!("{}", describe(flow, whole, &cost));
+    if !args.yes && !ask("Go on? [y/N] ")? {
+        return Err(Fault::new(Code::Usage, "resync copies tables again").remedy("say --yes if that is meant"));
+    }
+    let topic_set_aside = match standstill {
+        Some(standstill) => anew(pipeline, flow, args, &standstill, &cost).await?,
+        None => {
+            let argument = json!(cost.argument());
+            let request = Request { verb: Verb::Resync, argument, reason: args.reason.clone(), by: operator::name() };
+            between::ask(pipeline, flow, &request).await?;
+            None
+        }
+    };
+    if let Some(place) = &topic_set_aside {
+        output.line(&format!("{flow}: the old topic is now {place}; delete it when nobody needs it"));
+    }
+    let next = if whole { "start `sitepair run`, which copies them" } else { "`sitepair run` copies them" };
+    output.line(&format!("{flow}: {} tables are to be copied again; {next}", cost.tables.len()));
+    output.object(&Answer { flow: flow.to_string(), whole, cost, topic_set_aside })?;
+    Ok(0)
+}
+
+async fn anew(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    args: &ResyncArgs,
+    standstill: &Standstill,
+    cost: &Cost,
+) -> Result<Option<String>> {
+    let reason = args.reason.as_deref().unwrap_or_default();
+    deploy::start_anew(pipeline, flow, args.timeout).await?;
+    standstill.forget(pipeline, flow, cost, &operator::name(), reason).await
+}
+
+fn describe(flow: &FlowName, whole: bool, cost: &Cost) -> String {
+    let rows = |rows: Option<u64>| rows.map_or("an unknown number of".to_owned(), |rows| format!("about {rows}"));
+    let bytes: u64 = cost.tables.iter().map(|table| table.bytes).sum();
+    let mut text =
+        format!("{flow}: {} tables would be copied again, {} at the source:\n", cost.tables.len(), ByteSize(bytes));
+    for table in cost.tables.iter().take(LISTED) {
+        text.push_str(&format!(
+            "  {}.{}: {} rows, {}\n",
+            table.schema,
+            table.name,
+            rows(table.rows),
+            ByteSize(table.bytes)
+        ));
+    }
+    if cost.tables.len() > LISTED {
+        text.push_str(&format!("  and {} more\n", cost.tables.len() - LISTED));
+    }
+    if cost.parked > 0 {
+        text.push_str(&format!(
+            "{} parked operations would be dropped: the copy brings the rows as they are now\n",
+            cost.parked
+        ));
+    }
+    if whole {
+        let held = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string());
+        text.push_str(&format!(
+            "The slot would be made anew (WAL retained now: {}), and the topic set aside ({}): what it holds and the target \
+             has not applied comes with the copy, its history does not.\nUntil the copy has ended the target's tables hold rows of different moments.\n",
+            held(cost.retained_bytes),
+            held(cost.topic_bytes)
+        ));
+    }
+    text
+}

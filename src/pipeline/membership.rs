@@ -1,0 +1,115 @@
+//! Which tables belong to a flow now: those that the rules select and the publication has.
+//!
+//! A table that a rule's glob matches enters by `deploy`, which adds it to the publication; from then on its changes are in
+//! the stream, and it is copied.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{reading, site};
+use crate::config::Pipeline;
+use crate::model::{Code, Fault, FlowName, Result, TableName};
+use crate::postgres::session::{self, Session};
+use crate::postgres::{flow as installed, publication};
+use crate::rules::Selected;
+
+/// Between two looks at the source.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Between two looks at a source that does not answer.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// The tables.
+#[derive(Debug, Clone)]
+pub(super) struct Membership {
+    /// The flow's identity, made at deploy.
+    pub(super) flow_id: uuid::Uuid,
+    /// Their names.
+    pub(super) tables: BTreeSet<TableName>,
+    /// Of them, those that entered the publication since the flow began, and that nobody has taken up.
+    pub(super) entered: BTreeSet<TableName>,
+    /// What the publication has, and who entered: when it changes, all is read anew.
+    signature: Signature,
+}
+
+type Signature = (uuid::Uuid, BTreeSet<TableName>, Vec<String>, Option<u64>);
+
+/// The tables with their rules, as the source has them at this moment.
+///
+/// # Errors
+/// `Blocked`, `BadFile` when the rules can't be resolved; `PublicationLost`; what the source says.
+pub(super) async fn selected(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<Selected>> {
+    let published = published(source, flow).await?;
+    let mut selected = reading::selected(pipeline, source).await?;
+    selected.retain(|each| published.contains(&each.table.table));
+    Ok(selected)
+}
+
+async fn published(source: &Session, flow: &FlowName) -> Result<BTreeSet<TableName>> {
+    let object = flow.object();
+    let found = publication::state(source, &object).await?;
+    let lost = || Fault::new(Code::PublicationLost, format!("publication {object} does not exist"));
+    Ok(found.ok_or_else(lost)?.tables.iter().map(publication::PublishedTable::table).collect())
+}
+
+async fn read(pipeline: &Pipeline, flow: &FlowName, source: &Session, signature: Signature) -> Result<Membership> {
+    let tables: BTreeSet<TableName> =
+        selected(pipeline, flow, source).await?.into_iter().map(|each| each.table.table).collect();
+    let entered = tables.iter().filter(|table| signature.2.contains(&table.to_string())).cloned().collect();
+    Ok(Membership { flow_id: signature.0, tables, entered, signature })
+}
+
+async fn signature(source: &Session, flow: &FlowName) -> Result<Signature> {
+    let flow_id = reading::deployed(source, flow).await?.flow_id;
+    let mut entering = installed::entering(source, flow).await?;
+    if !entering.tables.is_empty() && entering.xmax.is_none() {
+        // The deploy that added them ended before it could note this, or does so right now.
+        installed::note_entering_xmax(source, flow).await?;
+        entering = installed::entering(source, flow).await?;
+    }
+    let tables = published(source, flow).await?;
+    Ok((flow_id, tables, entering.tables, entering.xmax))
+}
+
+/// Looks again and again, for as long as it is polled. What a source that does not answer would say stays as it was.
+pub(super) async fn watch(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    into: &watch::Sender<Option<Membership>>,
+) -> Infallible {
+    loop {
+        match follow(pipeline, flow, into).await {
+            Ok(never) => match never {},
+            Err(fault) if fault.is_transient() => {
+                tracing::debug!(%flow, %fault, "the source does not say which tables there are")
+            }
+            Err(fault) => tracing::warn!(%flow, %fault, "which tables the flow has is unknown"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn follow(pipeline: &Pipeline, flow: &FlowName, into: &watch::Sender<Option<Membership>>) -> Result<Infallible> {
+    let source = session::connect(&site(pipeline, &flow.from)?.postgres, &format!("sitepair tables {flow}")).await?;
+    loop {
+        let found = signature(&source, flow).await?;
+        let known = into.borrow().as_ref().is_some_and(|known| known.signature == found);
+        if !known {
+            let found = read(pipeline, flow, &source, found).await?;
+            into.send_replace(Some(found));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Notes that tables which entered were taken up.
+///
+/// # Errors
+/// What the source says: then they are taken up once more.
+pub(super) async fn taken_up(pipeline: &Pipeline, flow: &FlowName, tables: &[TableName]) -> Result<()> {
+    let at = site(pipeline, &flow.from)?;
+    let source = session::connect(&at.postgres, &format!("sitepair tables {flow}")).await?;
+    installed::taken_up(&source, flow, tables).await.map_err(|fault| fault.at(&at.name))
+}
