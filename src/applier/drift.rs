@@ -22,7 +22,7 @@ pub(super) fn behind(culprit: &Culprit, changes: &[Change], found: Option<&Catal
         // datatype_mismatch, cannot_coerce, and all that a value can be refused for by its type.
         "42804" | "42846" => retyped(relation, found),
         state if state.starts_with("22") => retyped(relation, found).or_else(|| label(culprit, changes, found)),
-        "23502" => surplus(culprit, relation, found),
+        "23502" => not_null(culprit, relation, found),
         _ => None,
     }
 }
@@ -85,20 +85,26 @@ fn label(culprit: &Culprit, changes: &[Change], found: &CatalogTable) -> Option<
     Some(Misfit::new(&culprit.table, Fault::new(Code::ShapeMismatch, what).remedy(remedy)))
 }
 
-/// A column that only the target has, and that may not be NULL. The fault's text ends with the column that the server named.
-fn surplus(culprit: &Culprit, relation: &Relation, found: &CatalogTable) -> Option<Misfit> {
-    let own = |column: &&CatalogColumn| {
+/// A column that may be NULL at the source only: no record brings it, or one brings NULL. The fault's text ends with the
+/// column that the server named.
+fn not_null(culprit: &Culprit, relation: &Relation, found: &CatalogTable) -> Option<Misfit> {
+    let named = |column: &&CatalogColumn| {
         column.not_null
             && column.generation == Generation::None
-            && relation.columns.iter().all(|other| other.name != column.name)
             && culprit.what.contains(&format!("column \"{}\"", column.name))
     };
-    let column = found.columns.iter().find(own)?;
+    let column = found.columns.iter().find(named)?;
     let (table, sql, name) = (&relation.table, relation.table.sql(), quote_ident(&column.name));
-    let what = format!("table {table} at the target: no record brings column {name}, which may not be NULL");
-    let remedy = format!(
-        "run at the target: ALTER TABLE {sql} DROP COLUMN {name}, if the source dropped it; else \
-         ALTER TABLE {sql} ALTER COLUMN {name} DROP NOT NULL, or give it a DEFAULT"
-    );
+    let drop_not_null = format!("ALTER TABLE {sql} ALTER COLUMN {name} DROP NOT NULL");
+    let (what, remedy) = if relation.columns.iter().any(|other| other.name == column.name) {
+        (format!("column {name} may be NULL at the source, not here"), format!("run at the target: {drop_not_null}"))
+    } else {
+        let remedy = format!(
+            "run at the target: ALTER TABLE {sql} DROP COLUMN {name}, if the source dropped it; else {drop_not_null}, or \
+             give it a DEFAULT"
+        );
+        (format!("no record brings column {name}, which may not be NULL"), remedy)
+    };
+    let what = format!("table {table} at the target: {what}");
     Some(Misfit::new(table, Fault::new(Code::ShapeMismatch, what).remedy(remedy)))
 }

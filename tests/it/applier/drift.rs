@@ -56,6 +56,9 @@ const CASES: &[Case] = &[
     Case { name: "a column that only the target has", target_first: "alter table t add own int not null default 1; \
            alter table t alter own drop default", source: "select", change: "insert into t values (9, 9, 'x')",
            says: &["no record brings column \"own\"", "DROP NOT NULL"], mend: "alter table t alter own set default 7" },
+    Case { name: "a column that may be NULL at the source only", target_first: "alter table t alter n set not null", source: "select",
+           change: "update t set n = null where id = 1", says: &["column \"n\" may be NULL at the source", "DROP NOT NULL"],
+           mend: "alter table t alter n drop not null" },
     Case { name: "a table that is gone", target_first: "alter table t rename to gone", source: "select",
            change: "update t set n = 7", says: &["is missing", "CREATE TABLE"], mend: "alter table gone rename to t" },
     Case { name: "a key that is gone", target_first: "alter table t drop constraint t_pkey", source: "select",
