@@ -8,6 +8,7 @@ mod catalog;
 mod cli;
 mod copy;
 mod deploy;
+mod drift;
 mod filter;
 mod journal;
 mod kill;
