@@ -154,6 +154,8 @@ create table if not exists sitepair.parked (
     table_schema text not null,
     table_name text not null,
     operation text not null check (operation in ('upsert', 'update', 'delete', 'restore')),
+    key_columns text[] not null default '{}',
+    row_filter text,
     key jsonb not null,
     old_key jsonb,
     image jsonb,
@@ -168,6 +170,8 @@ comment on table sitepair.parked is
     'Operations that could not be applied under on_error = "park", with their full image. Later changes of the same key or '
     'of the unique values in "held" are parked too.';
 comment on column sitepair.parked.image is 'the row to write, column by column in text form; columns not in it keep their value';
+comment on column sitepair.parked.key_columns is 'names of the columns of key and old_key, in their order';
+comment on column sitepair.parked.row_filter is 'the rule''s row filter: a row that does not match is not the flow''s to delete';
 comment on column sitepair.parked.whole_row is 'for operation restore: the row as its composite type prints it';
 
 create table if not exists sitepair.displaced (

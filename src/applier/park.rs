@@ -32,6 +32,9 @@ pub(super) type Emptied = HashMap<TableName, bool>;
 pub(super) struct ParkedRow {
     pub table: TableName,
     operation: &'static str,
+    /// Names of the key's columns.
+    key_columns: Vec<String>,
+    row_filter: Option<String>,
     key: String,
     old_key: Option<String>,
     image: Option<String>,
@@ -150,7 +153,7 @@ fn held(view: View<'_>, slot: u32) -> Vec<String> {
 impl ParkedRow {
     /// A slot's outcome, whole.
     pub fn of(view: View<'_>, slot: u32, sqlstate: &str, error: &str) -> Self {
-        let state = &view.slots.slots[slot as usize].state;
+        let (state, relation) = (&view.slots.slots[slot as usize].state, &view.table.relation);
         let (operation, origin) = match state {
             State::Gone => ("delete", None),
             State::Live { whole: true, origin, .. } => ("upsert", Some(origin)),
@@ -161,8 +164,15 @@ impl ParkedRow {
             Some(Origin::Here | Origin::New) | None => None,
         };
         Self {
-            table: view.table.relation.table.clone(),
+            table: relation.table.clone(),
             operation,
+            key_columns: relation
+                .columns
+                .iter()
+                .filter(|column| column.key)
+                .map(|column| column.name.clone())
+                .collect(),
+            row_filter: relation.filter.clone(),
             key: key_json(&view.key(slot)),
             old_key,
             image: image(view, slot),
@@ -175,7 +185,18 @@ impl ParkedRow {
     /// A displaced row that could not be put back.
     pub fn restore(table: TableName, key: String, culprit: &Culprit) -> Self {
         let (sqlstate, error) = (culprit.sqlstate.clone(), culprit.what.clone());
-        Self { table, operation: "restore", key, old_key: None, image: None, held: Vec::new(), sqlstate, error }
+        Self {
+            table,
+            operation: "restore",
+            key_columns: Vec::new(),
+            row_filter: None,
+            key,
+            old_key: None,
+            image: None,
+            held: Vec::new(),
+            sqlstate,
+            error,
+        }
     }
 
     /// Puts it into `sitepair.parked`, inside the open transaction.
@@ -190,13 +211,14 @@ impl ParkedRow {
 
     async fn insert(&self, session: &Session, flow: &str, when: When, whole_row: Option<&str>) -> Result<()> {
         const PARK: &str = "INSERT INTO sitepair.parked (flow, next_offset, end_lsn, commit_time, table_schema, table_name, \
-             operation, key, old_key, image, held, sqlstate, error, whole_row) VALUES ($1, $2, $3::text::pg_lsn, \
-             $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14)";
+             operation, key, old_key, image, held, sqlstate, error, whole_row, \
+             key_columns, row_filter) VALUES ($1, $2, $3::text::pg_lsn, \
+             $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14, $15, $16)";
         let next = i64::try_from(when.next.0).unwrap_or(i64::MAX);
         let held = format!("[{}]", self.held.join(","));
         let (end_lsn, commit_time) = (when.end_lsn.to_string(), when.commit_time_us.map(units::rfc3339));
         let state = Some(&self.sqlstate).filter(|state| !state.is_empty());
-        let params: [&(dyn ToSql + Sync); 14] = [
+        let params: [&(dyn ToSql + Sync); 16] = [
             &flow,
             &next,
             &end_lsn,
@@ -211,6 +233,8 @@ impl ParkedRow {
             &state,
             &self.error,
             &whole_row,
+            &self.key_columns,
+            &self.row_filter,
         ];
         session.execute(PARK, &params).await.map_err(|error| sqlstate::fault(&error))?;
         note(session, flow, when.next, &self.table, "parked", Some(&self.key), Some(&self.sqlstate), &self.error).await

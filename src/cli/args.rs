@@ -85,6 +85,9 @@ pub enum Verb {
     Journal(JournalArgs),
     /// Copies tables again, exactly; without --table the whole flow, which is made anew. The way out of a lost slot or a gap.
     Resync(ResyncArgs),
+    /// Operations that could not be applied and were set aside.
+    #[command(subcommand)]
+    Parked(ParkedVerb),
     /// What is in the topic.
     #[command(subcommand)]
     Topic(TopicVerb),
@@ -286,6 +289,73 @@ pub struct ResyncArgs {
     /// How long to wait for transactions that the new slot waits behind.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: std::time::Duration,
+}
+
+const RETRY_EXAMPLES: &str = "\
+An operation never overtakes an older one of the same key or unique value: retry or drop that one first, or take --all.
+
+Examples:
+  sitepair parked retry --all --reason \"the check constraint is gone\"
+  sitepair parked retry 3 5 --reason \"mended\"";
+
+/// Verbs of `parked`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ParkedVerb {
+    /// All of them, oldest first.
+    List,
+    /// One with its image and error.
+    Show {
+        /// Its number.
+        id: i64,
+    },
+    /// Applies them again, oldest first; exit 1 when one still can't be.
+    #[command(after_help = RETRY_EXAMPLES)]
+    Retry(RetryArgs),
+    /// Gives them up: the sites stay different there. The journal keeps their images.
+    Drop(DropArgs),
+    /// Changes values, before a retry.
+    Edit(EditArgs),
+}
+
+/// Options of `parked retry`.
+#[derive(Debug, Clone, Args)]
+pub struct RetryArgs {
+    /// Which.
+    #[arg(required_unless_present = "all")]
+    pub ids: Vec<i64>,
+    /// All of them.
+    #[arg(long, conflicts_with = "ids")]
+    pub all: bool,
+    /// Why; the journal keeps it.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+}
+
+/// Options of `parked drop`.
+#[derive(Debug, Clone, Args)]
+pub struct DropArgs {
+    /// Which.
+    #[arg(required = true)]
+    pub ids: Vec<i64>,
+    /// Why; the journal keeps it.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+}
+
+/// Options of `parked edit`.
+#[derive(Debug, Clone, Args)]
+pub struct EditArgs {
+    /// Which.
+    pub id: i64,
+    /// A column's new value, in PostgreSQL's text form.
+    #[arg(long = "set", value_name = "COLUMN=VALUE")]
+    pub set: Vec<String>,
+    /// A column that becomes NULL.
+    #[arg(long = "set-null", value_name = "COLUMN", required_unless_present = "set")]
+    pub set_null: Vec<String>,
+    /// Why; the journal keeps it.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
 }
 
 /// Verbs of `topic`.

@@ -7,6 +7,7 @@ mod journal;
 mod offset;
 mod operator;
 mod output;
+mod parked;
 mod pending;
 mod plan;
 mod progress;
@@ -80,6 +81,7 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Verb::Offset(verb) => offset::run(&pipeline, &cli.common, verb, output).await,
         Verb::Journal(args) => journal::run(&pipeline, &cli.common, args, output).await,
         Verb::Resync(args) => resync::run(&pipeline, &cli.common, args, output).await,
+        Verb::Parked(verb) => parked::run(&pipeline, &cli.common, verb, output).await,
         Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
     }
 }

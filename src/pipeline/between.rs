@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::request::{self, Request, Verb};
 use super::seat::{Quiet, Seat};
-use super::{offset, resync, site};
+use super::{offset, parked, resync, site};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::postgres::session;
@@ -42,7 +42,7 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
     tracing::info!(flow = %quiet.flow, verb = request.verb.name(), argument = %request.argument, by = request.by, "an act between two groups");
     match request.verb {
         Verb::OffsetReset | Verb::Replay => offset::perform(quiet, request).await,
+        Verb::Parked => parked::perform(quiet, request).await,
         Verb::Resync => resync::tables(quiet, request).await,
-        Verb::Parked => Err(Fault::new(Code::Usage, format!("{} is not at hand in this version", request.verb.name()))),
     }
 }

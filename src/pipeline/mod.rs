@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod journal;
 mod membership;
 pub mod offset;
+pub mod parked;
 mod peek;
 pub mod pending;
 mod reading;

@@ -15,6 +15,7 @@ mod kill;
 mod large;
 mod offset;
 mod pair;
+mod parked;
 mod pinned;
 mod reader;
 mod replication;

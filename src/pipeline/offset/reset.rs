@@ -119,7 +119,7 @@ pub async fn reset<T: TopicReader>(
     mover: Mover<'_>,
 ) -> Result<Moved> {
     let sql = |error: tokio_postgres::Error| sqlstate::fault(&error);
-    target.batch_execute("BEGIN").await.map_err(sql)?;
+    target.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await.map_err(sql)?;
     let moved = transaction(target, topic, flow, to, mover).await;
     if moved.is_err() {
         // The fault matters, not how the end went.
