@@ -34,8 +34,9 @@ lint: setup-test ## format, clippy, rustdoc and dependency checks; a warning fai
 test: setup-test lint ## everything: lint, unit tests, real servers, kill tests
 	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) test --locked
 
-soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100)
+soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy of 5 M rows within 200 MB
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture
+	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_COPY_ROWS=5000000 $(CARGO) test --locked --release --test it snapshot::bounds -- --nocapture
 
 bench: setup-test ## criterion benchmarks of decode, record and append
 	$(CARGO) bench --locked

@@ -10,7 +10,10 @@ use sitepair::rules;
 use sitepair::snapshot::{self, CopyParts, CopyState};
 use tokio::sync::watch;
 
+use sitepair::cli::demo::cluster::Cluster;
+
 use super::pair::{Pair, versions};
+use crate::support::{Database, own_cluster, psql};
 
 const ROLE: &str = "SITEPAIR_TEST_COPY";
 
@@ -173,5 +176,40 @@ async fn a_copy_that_is_begun_anew_meanwhile() {
     pair.max_rate = None;
     pair.copy().await;
     assert_eq!(pair.copied("t", "rows"), 5000);
+    pair.assert_equal();
+}
+
+/// kill -9 of either server while chunks are under way: a transient fault, and nothing is lost or copied twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_dies() {
+    let version = *versions().last().unwrap();
+    let cluster = || -> &'static Cluster { Box::leak(Box::new(own_cluster(version, &["fsync=off"]))) };
+    let database = |cluster: &'static Cluster| {
+        psql(cluster, "postgres", "create database d");
+        Database { cluster, name: "d".into() }
+    };
+    let ddl = "create table t (id int primary key, u int unique, v text)";
+    let mut pair = Pair::of(database(cluster()), database(cluster()), ddl, ddl);
+    pair.source.sql("insert into t select g, -g, repeat(md5(g::text), 4) from generate_series(1, 30000) g");
+    pair.target.sql("insert into t select g, g, 'stale' from generate_series(1, 40000, 7) g");
+    pair.max_rate = Some(1_500_000);
+    pair.begin();
+    for victim in [pair.target.cluster, pair.source.cluster] {
+        let before: i64 =
+            pair.target.sql("select coalesce(sum(rows), 0) from sitepair.copy_part where part >= 0").parse().unwrap();
+        let killed = async {
+            let sum = format!("select coalesce(sum(rows), 0) > {before} from sitepair.copy_part where part >= 0");
+            while pair.target.sql(&sum) != "t" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            victim.kill().unwrap();
+        };
+        let (ended, ()) = tokio::join!(pair.try_copy(), killed);
+        assert!(ended.as_ref().is_err_and(sitepair::model::Fault::is_transient), "{ended:?}");
+        victim.boot().unwrap();
+    }
+    pair.max_rate = None;
+    pair.copy().await;
+    assert_eq!(pair.copied("t", "rows"), 30_000);
     pair.assert_equal();
 }
