@@ -260,7 +260,7 @@ impl Run {
         tracing::info!(%flow, offset = %checkpoint.next, lsn = %checkpoint.end_lsn, horizon = %checkpoint.horizon, "applying");
         self.state.send_modify(|state| state.checkpoint = Some(checkpoint.clone()));
         let track = checkpoint.track;
-        let shadow = Shadow::load(&target.session, &flow, track).await?;
+        let shadow = Shadow::load(&target.session, &flow, track, checkpoint.end_lsn, source.in_reach()).await?;
         let writer = Writer {
             target,
             source,

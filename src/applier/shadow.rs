@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::{Lsn, Result, TableName, Track};
+use crate::model::{Code, Fault, Lsn, Result, TableName, Track};
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
@@ -23,7 +23,10 @@ pub(super) struct Shadow {
 
 impl Shadow {
     /// Those of the track's tables that a rewind has left before its end.
-    pub async fn load(session: &Session, flow: &str, track: Track) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `DataError` when the source is out of reach now and was not before: nobody saved images then.
+    pub async fn load(session: &Session, flow: &str, track: Track, at: Lsn, in_reach: bool) -> Result<Self> {
         const LOAD: &str = "SELECT table_schema, table_name, replayed_to::text FROM sitepair.table_state \
              WHERE flow = $1 AND state = $2 AND replayed_to IS NOT NULL";
         let (state, replay) = match track {
@@ -36,7 +39,35 @@ impl Shadow {
             let to: String = row.get(2);
             (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), to.parse().unwrap_or(Lsn::ZERO))
         };
-        Ok(Self { replayed_to: rows.into_iter().map(table).collect(), replay, state })
+        let loaded = Self { replayed_to: rows.into_iter().map(table).collect(), replay, state };
+        if let Some(end) = loaded.replayed_to.values().max().filter(|to| **to > at) {
+            if in_reach { Self::mark(session, flow, at).await? } else { Self::check(session, flow, at, *end).await? }
+        }
+        Ok(loaded)
+    }
+
+    /// With the source in reach no image is saved: rows of ours whose key is JSON's null say so.
+    async fn mark(session: &Session, flow: &str, at: Lsn) -> Result<()> {
+        const MARK: &str = "INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row) \
+             SELECT flow, table_schema, table_name, 'null', '' FROM sitepair.table_state \
+             WHERE flow = $1 AND replayed_to > $2::text::pg_lsn ON CONFLICT DO NOTHING";
+        let marked = session.execute(MARK, &[&flow, &at.to_string()]).await;
+        marked.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+    }
+
+    async fn check(session: &Session, flow: &str, at: Lsn, end: Lsn) -> Result<()> {
+        const MARKED: &str = "SELECT EXISTS (SELECT FROM sitepair.shadow s JOIN sitepair.table_state t \
+             USING (flow, table_schema, table_name) WHERE flow = $1 AND s.key = 'null' AND t.replayed_to > $2::text::pg_lsn)";
+        let marked = session.query_one(MARKED, &[&flow, &at.to_string()]).await;
+        if !marked.map_err(|error| sqlstate::fault(&error))?.get::<_, bool>(0) {
+            return Ok(());
+        }
+        let what = format!(
+            "flow {flow} went on after a rewind with the source in reach; without it the values that its records leave out \
+             are lost up to {end}"
+        );
+        let remedy = format!("run the applier with the source in reach until it has applied {end}");
+        Err(Fault::new(Code::DataError, what).remedy(remedy))
     }
 
     /// The position of which the table's rows are that no record has touched since the rewind.

@@ -195,3 +195,30 @@ async fn an_image_of_another_shape_stops() {
         pair.assert_equal();
     }
 }
+
+/// Who had the source in reach saved no images; one without it must not go on as if there were some.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_must_not_go_out_of_reach_before_the_end_of_a_rewind() {
+    for version in versions() {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.bounds.rows = 1;
+        let steps = [
+            "insert into t values (1, 1, 'a', repeat('x', 3000)), (2, 2, 'b', repeat('y', 3000))",
+            "delete from t where id = 2",
+            "update t set id = 2 where id = 1",
+        ];
+        let places = places(&mut pair, &steps).await;
+        join_all(&pair);
+        rewind(&pair, places[0]).await;
+        apply_to(&pair, places[2].0).await;
+        pair.fetches = false;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert!(fault.what.contains("went on after a rewind with the source in reach"), "{fault}");
+        pair.fetches = true;
+        pair.apply().await;
+        pair.assert_equal();
+        pair.source.sql("update t set v = 'more'");
+        pair.sync().await;
+        settled(&pair);
+    }
+}
