@@ -29,6 +29,8 @@ fn parked(version: u32) -> Pair {
     let rules = "[[tables]]\ninclude = [\"public.t\"]";
     let pair = Pair::between(source, target, rules, "[apply]\non_error = \"park\"");
     pair.deploy();
+    // What comes from here on is applied from the log, not copied.
+    pair.run_once();
     for id in 1..=4 {
         pair.source.sql(&format!("insert into t values ({id}, 'v', {id})"));
     }
