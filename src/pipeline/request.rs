@@ -172,11 +172,8 @@ pub(super) async fn take(target: &Client, id: i64) -> Result<bool> {
     Ok(taken > 0)
 }
 
-/// Answers a row.
-///
-/// # Errors
-/// What the server says.
-pub(super) async fn answer(target: &Client, id: i64, outcome: &Result<Value>) -> Result<()> {
+/// The text that [`read`] takes apart again.
+fn written(outcome: &Result<Value>) -> String {
     let answer = match outcome {
         Ok(result) => Answer { ok: true, result: Some(result), code: None, what: None, remedy: None },
         Err(fault) => Answer {
@@ -187,7 +184,15 @@ pub(super) async fn answer(target: &Client, id: i64, outcome: &Result<Value>) ->
             remedy: fault.remedy.as_deref(),
         },
     };
-    let answer = serde_json::json!(answer).to_string();
+    serde_json::json!(answer).to_string()
+}
+
+/// Answers a row.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn answer(target: &Client, id: i64, outcome: &Result<Value>) -> Result<()> {
+    let answer = written(outcome);
     let sql = "update sitepair.request set ended_at = clock_timestamp(), answer = $2::text::jsonb where id = $1";
     target.execute(sql, &[&id, &answer]).await.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
@@ -200,17 +205,7 @@ mod tests {
     fn an_answer_is_read_as_it_was_written() {
         let fault = Fault::new(Code::TopicGap, "gone").remedy("go elsewhere");
         for outcome in [Ok(serde_json::json!({ "n": 1 })), Err(fault), Err(Fault::new(Code::Usage, "what"))] {
-            let written = match &outcome {
-                Ok(result) => Answer { ok: true, result: Some(result), code: None, what: None, remedy: None },
-                Err(fault) => Answer {
-                    ok: false,
-                    result: None,
-                    code: Some(fault.code.name()),
-                    what: Some(&fault.what),
-                    remedy: fault.remedy.as_deref(),
-                },
-            };
-            assert_eq!(read(&serde_json::json!(written).to_string()), outcome);
+            assert_eq!(read(&written(&outcome)), outcome);
         }
         for verb in Verb::ALL {
             assert_eq!(Verb::of(verb.name()), Some(verb));
