@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation};
 use crate::model::names::quote_ident;
 use crate::model::{Code, Column, Fault, Relation, Result, TableName};
+use crate::postgres::catalog::INDEX_TERMS;
 use crate::postgres::sqlstate;
 
 /// A replicated column at the target.
@@ -107,15 +108,10 @@ const TYPES: &str = "SELECT t.oid, t.typdelim::int4, \
      FROM pg_type t WHERE t.typtype IN ('b', 'd') AND t.typcategory <> 'A' AND (t.oid >= 16384 OR t.typdelim <> ',')";
 
 /// Terms of all unique and exclusion indexes of user tables: key columns or expressions, and the operators of conflict.
-const INDEXES: &str = "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.indrelid), \
-     array_agg(pg_get_indexdef(i.indexrelid, k.n, false) ORDER BY k.n), \
-     array_agg(coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_operator o \
-          JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE o.oid = x.conexclop[k.n]), \
-        (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_opclass p \
-          JOIN pg_amop a ON a.amopfamily = p.opcfamily AND a.amoplefttype = p.opcintype AND a.amoprighttype = p.opcintype \
-               AND a.amopstrategy = 3 AND a.amoppurpose = 's' \
-          JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace \
-         WHERE p.oid = i.indclass[k.n - 1]), 'OPERATOR(pg_catalog.=)') ORDER BY k.n), \
+fn indexes() -> String {
+    format!(
+        "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.indrelid), \
+     {INDEX_TERMS}, \
      array_agg((SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[k.n - 1] \
           AND a.attnum > 0) ORDER BY k.n) \
      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid \
@@ -123,7 +119,9 @@ const INDEXES: &str = "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.in
      CROSS JOIN LATERAL generate_series(1, i.indnkeyatts) AS k(n) \
      WHERE (i.indisunique OR i.indisexclusion) AND t.relnamespace NOT IN \
            (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')) \
-     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred";
+     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred"
+    )
+}
 
 /// Generated columns and their expressions.
 const COMPUTED: &str = "SELECT d.adrelid, quote_ident(a.attname), pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d \
@@ -141,7 +139,7 @@ impl Catalog {
                 catalog.equalities.insert(oid, operator);
             }
         }
-        for row in client.query(INDEXES, &[]).await.map_err(fault)? {
+        for row in client.query(&indexes(), &[]).await.map_err(fault)? {
             let (terms, operators): (Vec<String>, Vec<String>) = (row.get(3), row.get(4));
             let columns: Vec<Option<String>> = row.get(5);
             let index = OtherIndex {

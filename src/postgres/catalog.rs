@@ -10,6 +10,17 @@ use crate::model::{Code, Fault, ReplicaIdentity, Result, TableName};
 
 const TABLES: &str = include_str!("catalog.sql");
 
+/// Two columns of a query over `pg_index i`, its key positions `k (n)` and, where it has one, the exclusion constraint `x`:
+/// the terms of the index (columns or expressions), and the operator under which two rows conflict in each.
+pub const INDEX_TERMS: &str = "array_agg(pg_get_indexdef(i.indexrelid, k.n, false) ORDER BY k.n), \
+     array_agg(coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_operator o \
+          JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE o.oid = x.conexclop[k.n]), \
+        (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_opclass p \
+          JOIN pg_amop a ON a.amopfamily = p.opcfamily AND a.amoplefttype = p.opcintype AND a.amoprighttype = p.opcintype \
+               AND a.amopstrategy = 3 AND a.amoppurpose = 's' \
+          JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace \
+         WHERE p.oid = i.indclass[k.n - 1]), 'OPERATOR(pg_catalog.=)') ORDER BY k.n)";
+
 /// All tables, views and foreign tables outside the system's schemas and `sitepair`, ordered by schema and name.
 ///
 /// # Errors

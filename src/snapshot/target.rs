@@ -8,6 +8,7 @@ use crate::config::ConnInfo;
 use crate::model::catalog::{CatalogIndex, CatalogTable, Generation};
 use crate::model::names::quote_ident;
 use crate::model::{Code, Fault, Result};
+use crate::postgres::catalog::INDEX_TERMS;
 use crate::postgres::session::{self, Session};
 use crate::postgres::sqlstate;
 use crate::rules::Selected;
@@ -73,20 +74,17 @@ struct OtherIndex {
 }
 
 /// A row for each unique or exclusion index of a table: name, is immediate, nulls conflict, WHERE, terms, operators.
-const INDEXES: &str = "SELECT c.relname::text, i.indimmediate, i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid), \
-     array_agg(pg_get_indexdef(i.indexrelid, k.n, false) ORDER BY k.n), \
-     array_agg(coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_operator o \
-          JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE o.oid = x.conexclop[k.n]), \
-        (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_opclass p \
-          JOIN pg_amop a ON a.amopfamily = p.opcfamily AND a.amoplefttype = p.opcintype AND a.amoprighttype = p.opcintype \
-               AND a.amopstrategy = 3 AND a.amoppurpose = 's' \
-          JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace \
-         WHERE p.oid = i.indclass[k.n - 1]), 'OPERATOR(pg_catalog.=)') ORDER BY k.n) \
+fn indexes() -> String {
+    format!(
+        "SELECT c.relname::text, i.indimmediate, i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid), \
+     {INDEX_TERMS} \
      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
      LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' AND x.conrelid = i.indrelid \
      CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::int4) AS k(n) \
      WHERE i.indrelid = $1 AND (i.indisunique OR i.indisexclusion) \
-     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred, i.indimmediate, i.indnullsnotdistinct ORDER BY 1";
+     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred, i.indimmediate, i.indnullsnotdistinct ORDER BY 1"
+    )
+}
 
 /// Columns that the target computes itself, so that they are not copied.
 pub(super) fn computed(found: &CatalogTable) -> Vec<String> {
@@ -282,7 +280,7 @@ impl TargetTable {
 
 /// Unique and exclusion indexes but one.
 async fn others(target: &Client, table: u32, key: &str) -> Result<Vec<OtherIndex>> {
-    let rows = target.query(INDEXES, &[&table]).await.map_err(|error| sqlstate::fault(&error))?;
+    let rows = target.query(&indexes(), &[&table]).await.map_err(|error| sqlstate::fault(&error))?;
     let index = |row: &Row| {
         let (terms, operators): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
         OtherIndex {
