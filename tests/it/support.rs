@@ -102,6 +102,15 @@ impl Database {
     pub fn sql(&self, sql: &str) -> String {
         psql(self.cluster, &self.name, sql)
     }
+
+    /// Drops a replication origin; the session of whoever used it last may need a moment to end.
+    pub fn drop_origin(&self, name: &str) {
+        self.sql(&format!(
+            "do $$ begin for i in 1..200 loop begin perform pg_replication_origin_drop('{name}'); return; \
+             exception when object_in_use then perform pg_sleep(0.05); end; end loop; \
+             raise exception 'origin {name} stays in use'; end $$"
+        ));
+    }
 }
 
 /// Runs SQL by psql as the superuser; panics with psql's words when it fails.

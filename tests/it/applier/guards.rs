@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use sitepair::applier::{self, ApplierState};
+use sitepair::applier::{self, ApplierParts, ApplierState};
 use sitepair::model::{FlowIdentity, Lsn};
 use sitepair::ports::Goal;
 
+use super::pair::until_free;
 use super::{Pair, versions};
 
 const DDL: &str = "create table t (id int primary key, v text)";
@@ -60,22 +61,21 @@ async fn foreign_checkpoints_and_topics() {
     pair.source.sql("insert into t values (2, 'b')");
     pair.pull().await;
     assert_eq!(pair.try_apply().await.unwrap_err().code.name(), "foreign-checkpoint");
-    let mut parts = pair.parts(sitepair::model::Track::Main);
-    parts.identity = Some(FlowIdentity {
-        name: pair.flow.clone(),
-        flow_id: pair.flow_id,
-        start_lsn: Lsn(1),
-        genesis: pair.genesis(),
+    let identity =
+        FlowIdentity { name: pair.flow.clone(), flow_id: pair.flow_id, start_lsn: Lsn(1), genesis: pair.genesis() };
+    let run = until_free(async || {
+        let parts = ApplierParts { identity: Some(identity.clone()), ..pair.parts(sitepair::model::Track::Main) };
+        let (_keep, stop) = tokio::sync::watch::channel(false);
+        let (sender, _) = tokio::sync::watch::channel(ApplierState::default());
+        applier::run(parts, stop, Goal::Never, sender).await
     });
-    let (_keep, stop) = tokio::sync::watch::channel(false);
-    let (sender, _) = tokio::sync::watch::channel(ApplierState::default());
-    let fault = applier::run(parts, stop, Goal::Never, sender).await.unwrap_err();
+    let fault = run.await.unwrap_err();
     assert_eq!(fault.code.name(), "foreign-checkpoint");
     pair.target.sql(&format!("update sitepair.checkpoint set flow_id = '{}', end_lsn = '0/1'", pair.flow_id));
     assert_eq!(pair.try_apply().await.unwrap_err().code.name(), "broken-chain");
     pair.target.sql("drop schema sitepair cascade");
     assert_eq!(pair.try_apply().await.unwrap_err().code.name(), "not-deployed");
-    pair.target.sql(&format!("select pg_replication_origin_drop('{}')", pair.flow.object()));
+    pair.target.drop_origin(&pair.flow.object());
     assert_eq!(pair.try_apply().await.unwrap_err().code.name(), "not-deployed");
 }
 
