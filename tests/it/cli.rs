@@ -106,7 +106,7 @@ fn a_running_daemon_streams_and_ends_by_sigterm() {
             pair.settle();
         }
         let mut status = Value::Null;
-        for _ in 0..50 {
+        for _ in 0..300 {
             status = answer(&pair.sitepair(&["status", "--json"]), "schemas/status.schema.json");
             // Other tests write to the same log, and the reader may be behind that.
             if status["flows"][0]["lag_seconds"] == 0.0 {
@@ -151,7 +151,7 @@ fn idle_sources_let_their_wal_go() {
     // Only tables that do not cross are written.
     pair.source.sql("insert into log select repeat('x', 1000) from generate_series(1, 2000)");
     let mut after = confirmed();
-    for _ in 0..100 {
+    for _ in 0..600 {
         let moved = pair.source.sql(&format!("select '{after}'::pg_lsn - '{before}'::pg_lsn > 2000000"));
         if moved == "t" {
             break;

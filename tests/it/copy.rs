@@ -252,7 +252,7 @@ fn a_whole_resync_refuses_while_a_daemon_runs_and_survives_kills() {
         let killed =
             pair.command(&whole).env("SITEPAIR_FAILPOINT", format!("{point}:{times}")).output().expect("starts");
         if killed.status.code().is_none() && (point, times) != ("resync-step", 3) {
-            let ended = pair.within(Duration::from_secs(30), &["run", "--once"]);
+            let ended = pair.within(Duration::from_secs(120), &["run", "--once"]);
             let points_on = ended.stderr.contains("resync") || ended.stderr.contains("deploy");
             assert!(ended.code == 0 || points_on, "{point} {times}: {} {}", ended.code, ended.stderr);
         }

@@ -538,7 +538,7 @@ async fn a_new_table_joins(mut pair: Pair) {
     let mut open = Background::open(&pair.source);
     open.say("begin; insert into account_2 values (1, 'written before the publication had the table')");
     await_transaction(&pair.source);
-    let report = deploy_within(&pair, Duration::from_secs(5)).await.unwrap_or_else(|fault| panic!("{fault}"));
+    let report = deploy_within(&pair, Duration::from_secs(60)).await.unwrap_or_else(|fault| panic!("{fault}"));
     assert!(found(&report, ("a", Severity::Info, "the others go on")).is_some(), "{}", show(&report));
     assert_eq!(pair.source.sql(&published), "account,account_2");
     let entering = "select entering, entering_xmax > pg_snapshot_xmin(pg_current_snapshot()) from sitepair.flow";

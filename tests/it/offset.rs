@@ -153,7 +153,7 @@ fn the_runbook_mends_damaged_rows() {
 fn what_retention_dropped_is_refused() {
     let pair = Pair::new(18, "create table t (id int primary key, v text)", "[[tables]]\ninclude = [\"public.t\"]");
     let text = std::fs::read_to_string(&pair.file).expect("file");
-    let text = text.replace("path = \"topic\"", "path = \"topic\"\nretention = { max_bytes = \"64KiB\" }");
+    let text = text.replace("path = \"topic\"", "path = \"topic\"\nretention = { max_bytes = \"160KiB\" }");
     std::fs::write(&pair.file, text).expect("writable");
     pair.deploy();
     let time = pair.source.sql("select to_char(now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");

@@ -12,7 +12,7 @@ use sitepair::postgres::replication::{Replication, Stream};
 use sitepair::postgres::{session, slot, sqlstate, wal};
 use sitepair::wire::replication::{Frame, parse};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn info(database: &Database) -> ConnInfo {
     conninfo::parse(&database.conninfo()).unwrap()
@@ -200,7 +200,7 @@ async fn a_stream_lets_its_server_stop_and_frees_its_slot() {
         let session = session::connect(&info, "sitepair test").await.unwrap();
         let dropped = Instant::now();
         while slot::state(&session, "s").await.unwrap().unwrap().active {
-            assert!(dropped.elapsed() < Duration::from_secs(2), "the slot is still held");
+            assert!(dropped.elapsed() < PATIENCE, "the slot is still held");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         drop(session);
@@ -209,7 +209,8 @@ async fn a_stream_lets_its_server_stop_and_frees_its_slot() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let stopping = Instant::now();
         cluster = tokio::task::spawn_blocking(move || cluster.stop("fast").map(|()| cluster)).await.unwrap().unwrap();
-        assert!(stopping.elapsed() < Duration::from_secs(5), "{version}: {:?}", stopping.elapsed());
+        // A walsender that is not answered holds the stop up for wal_sender_timeout, a minute.
+        assert!(stopping.elapsed() < Duration::from_secs(40), "{version}: {:?}", stopping.elapsed());
         let fault = reading.await.unwrap().unwrap_err();
         assert_eq!(fault.class(), Class::Transient, "{version}: {fault}");
         let log = std::fs::read_to_string(cluster.dir().join("server.log")).unwrap();

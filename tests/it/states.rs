@@ -332,7 +332,7 @@ fn a_bad_state_stops_with_its_reason() {
             let rows = "select coalesce(string_agg(account::text, ' ' order by 1), '') from account";
             let gone = case.name == "target table dropped";
             let before = if gone { String::new() } else { pair.target.sql(rows) };
-            let ended = pair.within(Duration::from_secs(40), &["run", "--once"]);
+            let ended = pair.within(Duration::from_secs(120), &["run", "--once"]);
             assert_eq!(ended.code, case.code, "{version} {}: {}{}", case.name, ended.stdout, ended.stderr);
             let last = ended.stderr.lines().last().unwrap_or_default();
             for word in case.says {
@@ -388,7 +388,7 @@ fn restored_source(version: u32, after: &str) {
     cluster.run("mv", &["backup", "data"]).expect("moved");
     cluster.boot().expect("starts");
     pair.source.sql(after);
-    let ended = pair.within(Duration::from_secs(40), &["run", "--once"]);
+    let ended = pair.within(Duration::from_secs(120), &["run", "--once"]);
     assert_eq!(ended.code, 4, "{after}: {}", ended.stderr);
     assert!(ended.stderr.contains("source-changed") && ended.stderr.contains("resync"), "{after}: {}", ended.stderr);
     assert_eq!(pair.target.sql("select count(*) from account"), "2", "the target keeps what it had");

@@ -5,6 +5,7 @@
 //! as the user `postgres`, since the server refuses root.
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -208,13 +209,17 @@ impl Drop for Cluster {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago. It lies below the range that the system takes for connections that go out (on
+/// Linux from 32768), so that none of those is in the way when a server comes back to it.
 ///
 /// # Errors
 /// `Io` when loopback has none.
 pub fn free_port() -> Result<u16> {
-    let io = |error: std::io::Error| Fault::new(Code::Io, format!("no free port on 127.0.0.1: {error}"));
-    Ok(TcpListener::bind("127.0.0.1:0").map_err(io)?.local_addr().map_err(io)?.port())
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let random =
+        std::iter::repeat_with(|| 10_000 + RandomState::new().hash_one(SERIAL.load(Ordering::Relaxed)) % 22_000);
+    let mut ports = random.take(1000).filter_map(|port| u16::try_from(port).ok());
+    ports.find(free).ok_or_else(|| Fault::new(Code::Io, "no free port from 10000 to 31999 on 127.0.0.1"))
 }
 
 /// For root: uid and gid of `postgres`. For anybody else: `None`, the server runs as they do.

@@ -119,6 +119,12 @@ impl Pair {
         let state = self.try_copy().await.unwrap_or_else(|fault| panic!("{fault}"));
         assert_eq!(state.tables, state.tables_copied);
     }
+
+    async fn until_a_chunk_is_there(&self) {
+        while self.target.sql("select coalesce(sum(rows), 0) > 0 from sitepair.copy_part") != "t" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -127,7 +133,7 @@ async fn dropped_in_the_middle_it_leaves_whole_chunks() {
     let version = versions()[0];
     let mut pair = Pair::new(version, ddl, ddl);
     pair.source.sql("insert into t select g, repeat(md5(g::text), 4) from generate_series(1, 20000) g");
-    pair.max_rate = Some(2_000_000);
+    pair.max_rate = Some(1_000_000);
     pair.begin();
     for wait_ms in [150, 250, 350] {
         assert!(tokio::time::timeout(Duration::from_millis(wait_ms), pair.try_copy()).await.is_err(), "cut off");
@@ -149,10 +155,10 @@ async fn a_second_copier_is_refused() {
     let ddl = "create table t (id int primary key, v text)";
     let mut pair = Pair::new(versions()[0], ddl, ddl);
     pair.source.sql("insert into t select g, repeat(md5(g::text), 4) from generate_series(1, 5000) g");
-    pair.max_rate = Some(400_000);
+    pair.max_rate = Some(200_000);
     pair.begin();
     let (first, second) = tokio::join!(pair.try_copy(), async {
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        pair.until_a_chunk_is_there().await;
         pair.try_copy().await
     });
     assert_eq!(first.map(|state| state.rows).unwrap(), 5000);
@@ -166,10 +172,10 @@ async fn a_copy_that_is_begun_anew_meanwhile() {
     let ddl = "create table t (id int primary key, v text)";
     let mut pair = Pair::new(versions()[0], ddl, ddl);
     pair.source.sql("insert into t select g, repeat(md5(g::text), 4) from generate_series(1, 5000) g");
-    pair.max_rate = Some(400_000);
+    pair.max_rate = Some(200_000);
     pair.begin();
     let (first, ()) = tokio::join!(pair.try_copy(), async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        pair.until_a_chunk_is_there().await;
         pair.target.sql("begin; delete from sitepair.copy_part; update sitepair.table_state set held_rows = null, horizon = null; commit");
     });
     assert_eq!(first.expect_err("its cursor is gone").code, Code::Contention);

@@ -96,7 +96,7 @@ async fn another_process_reads_while_this_one_writes() {
         fill(&mut writer, next).await;
         let appended = Instant::now();
         while child.said("read").expect("read").parse::<u64>().expect("a number") < next {}
-        assert!(appended.elapsed() < Duration::from_secs(2), "{next} were seen only after {:?}", appended.elapsed());
+        assert!(appended.elapsed() < Duration::from_secs(30), "{next} were seen only after {:?}", appended.elapsed());
     }
 }
 
@@ -229,11 +229,13 @@ async fn what_is_no_topic_of_this_flow_is_refused() {
         move |path: &Path| rusqlite::Connection::open(path).and_then(|file| file.execute_batch(&sql)).expect("made")
     };
     let foreign = |path: &Path| {
-        drop(Writer::open(path.parent().expect("a directory"), &other, WriterOptions::default()).expect("opened"));
-        let from = path.with_file_name(format!("{other}.db"));
-        drop(Writer::open(path.parent().expect("a directory"), &other, WriterOptions::default()).expect("once more"));
-        std::thread::sleep(Duration::from_millis(200));
-        fs::rename(from, path).expect("renamed");
+        let writer =
+            Writer::open(path.parent().expect("a directory"), &other, WriterOptions::default()).expect("opened");
+        let closed = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(writer.close());
+        });
+        closed.join().expect("closed");
+        fs::rename(path.with_file_name(format!("{other}.db")), path).expect("renamed");
     };
     let topic = |sql: &'static str| {
         move |path: &Path| {

