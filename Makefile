@@ -5,6 +5,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # Where other PostgreSQL versions are unpacked: a directory that the server's user can enter too.
 PG_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/sitepair/pg,$(HOME)/.cache/sitepair/pg)
+# Where the jars of the Kafka broker are kept.
+KAFKA_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/sitepair/kafka,$(HOME)/.cache/sitepair/kafka)
+TEST_KAFKA = $(KAFKA_CACHE)/4.3.1
 TEST_PG = 15=$(shell tests/setup/find-server 15):16=$(PG_CACHE)/16/bin:17=$(PG_CACHE)/17/bin:18=$(PG_CACHE)/18/bin
 SOAK_ROUNDS ?= 100
 
@@ -19,6 +22,7 @@ setup-demo:
 setup-test: setup-demo
 	@tests/setup/packages --test
 	@tests/setup/postgres-versions "$(PG_CACHE)"
+	@tests/setup/kafka "$(KAFKA_CACHE)"
 
 demo: setup-demo ## two throw-away sites, a load, kills, and the proof that both agree
 	$(CARGO) build --release --locked
@@ -32,7 +36,7 @@ lint: setup-test ## format, clippy, rustdoc and dependency checks; a warning fai
 	$(CARGO) deny --offline check bans licenses sources
 
 test: setup-test lint ## everything: lint, unit tests, real servers, kill tests
-	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) test --locked
+	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_TEST_KAFKA="$(TEST_KAFKA)" $(CARGO) test --locked
 
 soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy of 5 M rows within 200 MB
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture

@@ -8,12 +8,13 @@ use super::args::{Common, ResyncArgs};
 use super::deploy::ask;
 use super::output::Output;
 use super::{flows, operator};
-use crate::config::Pipeline;
+use crate::config::{Pipeline, TopicKind};
 use crate::deploy;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::pipeline::between;
 use crate::pipeline::request::{Request, Verb};
 use crate::pipeline::resync::{self, Cost, Standstill};
+use crate::topic::Aside;
 
 /// Tables listed before the rest is counted.
 const LISTED: usize = 20;
@@ -44,24 +45,29 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output
     }
     let standstill = if whole { Some(Standstill::reach(pipeline, flow).await?) } else { None };
     let cost = resync::cost(pipeline, flow, &args.table).await?;
-    eprint!("{}", describe(flow, whole, &cost));
+    eprint!("{}", describe(flow, whole.then_some(&pipeline.topic.kind), &cost));
     if !args.yes && !ask("Go on? [y/N] ")? {
         return Err(Fault::new(Code::Usage, "resync copies tables again").remedy("say --yes if that is meant"));
     }
-    let topic_set_aside = match standstill {
+    let aside = match standstill {
         Some(standstill) => anew(pipeline, flow, args, &standstill, &cost).await?,
         None => {
             let argument = json!(cost.argument());
             let request = Request { verb: Verb::Resync, argument, reason: args.reason.clone(), by: operator::name() };
             between::ask(pipeline, flow, &request).await?;
-            None
+            Aside::Nothing
         }
     };
-    if let Some(place) = &topic_set_aside {
-        output.line(&format!("{flow}: the old topic is now {place}; delete it when nobody needs it"));
+    match &aside {
+        Aside::Nothing => {}
+        Aside::Moved(place) => {
+            output.line(&format!("{flow}: the old topic is now {place}; delete it when nobody needs it"));
+        }
+        Aside::Emptied => output.line(&format!("{flow}: the topic in Kafka was emptied")),
     }
     let next = if whole { "start `sitepair run`, which copies them" } else { "`sitepair run` copies them" };
     output.line(&format!("{flow}: {} tables are to be copied again; {next}", cost.tables.len()));
+    let topic_set_aside = aside.place().map(str::to_owned);
     output.object(&Answer { flow: flow.to_string(), whole, cost, topic_set_aside })?;
     Ok(0)
 }
@@ -72,13 +78,14 @@ async fn anew(
     args: &ResyncArgs,
     standstill: &Standstill,
     cost: &Cost,
-) -> Result<Option<String>> {
+) -> Result<Aside> {
     let reason = args.reason.as_deref().unwrap_or_default();
     deploy::start_anew(pipeline, flow, args.timeout).await?;
     standstill.forget(pipeline, flow, cost, &operator::name(), reason).await
 }
 
-fn describe(flow: &FlowName, whole: bool, cost: &Cost) -> String {
+/// What it would cost; `whole` is where the topic is, if it goes too.
+fn describe(flow: &FlowName, whole: Option<&TopicKind>, cost: &Cost) -> String {
     let rows = |rows: Option<u64>| rows.map_or("an unknown number of".to_owned(), |rows| format!("about {rows}"));
     let bytes: u64 = cost.tables.iter().map(|table| table.bytes).sum();
     let mut text =
@@ -101,10 +108,14 @@ fn describe(flow: &FlowName, whole: bool, cost: &Cost) -> String {
             cost.parked
         ));
     }
-    if whole {
+    if let Some(kind) = whole {
+        let becomes = match kind {
+            TopicKind::Embedded => "set aside",
+            TopicKind::Kafka(_) => "emptied",
+        };
         let held = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string());
         text.push_str(&format!(
-            "The slot would be made anew (WAL retained now: {}), and the topic set aside ({}): what it holds and the target \
+            "The slot would be made anew (WAL retained now: {}), and the topic {becomes} ({}): what it holds and the target \
              has not applied comes with the copy, its history does not.\nUntil the copy has ended the target's tables hold rows of different moments.\n",
             held(cost.retained_bytes),
             held(cost.topic_bytes)

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::conninfo;
 use super::pipeline::{
-    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TruncatePolicy,
-    Tuning, Wal,
+    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TopicKind,
+    TruncatePolicy, Tuning, Wal,
 };
 use super::secret;
 use super::source::Source;
@@ -250,27 +251,34 @@ fn rule(source: &mut Source, at: &str) -> Option<Rule> {
 }
 
 fn topic(source: &mut Source) -> Option<Topic> {
-    let kind = source.choice("topic.kind", &[("embedded", true), ("peer", false), ("kafka", false)]);
-    if kind == Some(false) {
-        let what = format!("topic.kind other than \"embedded\" is {NOT_YET}");
-        source.problem("topic.kind", what, "write kind = \"embedded\"");
-    } else {
-        for key in ["brokers", "spool", "spool_max", "properties"].map(|key| format!("topic.{key}")) {
-            if source.has(&key) {
-                source.problem(&key, format!("\"{key}\" goes with kind = \"kafka\" only"), "remove it");
-            }
+    let kind = source.choice("topic.kind", &[("embedded", "embedded"), ("peer", "peer"), ("kafka", "kafka")]);
+    let kind = match kind {
+        Some("kafka") => super::kafka::kafka(source).map(TopicKind::Kafka),
+        Some("peer") => {
+            let what = format!("topic.kind \"peer\" is {NOT_YET}");
+            source.problem("topic.kind", what, "write kind = \"embedded\"");
+            None
         }
-    }
-    source.texts("topic.brokers");
-    source.path("topic.spool");
-    source.size("topic.spool_max");
-    let path = source.path("topic.path");
+        Some(_) | None => {
+            only_for_kafka(source);
+            Some(TopicKind::Embedded)
+        }
+    };
+    let path = match &kind {
+        Some(TopicKind::Kafka(_)) if !source.has("topic.path") => Some(PathBuf::new()),
+        Some(TopicKind::Kafka(_)) => {
+            source.problem("topic.path", "\"topic.path\" goes with a topic in a file only", "remove it");
+            None
+        }
+        Some(TopicKind::Embedded) | None => source.path("topic.path"),
+    };
     let hours = source.integer("topic.retention.hours");
     let bytes = source.size("topic.retention.max_bytes");
     let on_full =
         source.choice("topic.on_full", &[("pause", OnFull::Pause), ("drop-unapplied", OnFull::DropUnapplied)]);
     let hours = u64::try_from(hours?).ok()?;
     Some(Topic {
+        kind: kind?,
         path: path?,
         retention_age: Duration::from_secs(hours * 3600),
         retention_bytes: bytes?,
@@ -282,6 +290,14 @@ fn copy(source: &mut Source) -> Option<Copy> {
     let workers = source.integer("copy.workers")?;
     let max_bytes_per_second = source.rate("copy.max_rate");
     Some(Copy { workers: usize::try_from(workers).ok()?, max_bytes_per_second })
+}
+
+fn only_for_kafka(source: &mut Source) {
+    for key in ["brokers", "spool", "spool_max", "properties"].map(|key| format!("topic.{key}")) {
+        if source.has(&key) {
+            source.problem(&key, format!("\"{key}\" goes with kind = \"kafka\" only"), "remove it");
+        }
+    }
 }
 
 fn apply(source: &mut Source) -> Option<Apply> {

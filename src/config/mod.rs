@@ -6,6 +6,7 @@
 
 mod build;
 pub mod conninfo;
+mod kafka;
 pub mod pipeline;
 mod places;
 pub mod schema;

@@ -209,10 +209,30 @@ pub enum OnFull {
     DropUnapplied,
 }
 
+/// Where transactions are made durable.
+#[derive(Debug, Clone)]
+pub enum TopicKind {
+    /// In a file of the node that reads.
+    Embedded,
+    /// In Kafka.
+    Kafka(Kafka),
+}
+
+/// How Kafka is reached.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// `HOST:PORT`, any of the cluster.
+    pub brokers: Vec<String>,
+    /// Properties of librdkafka; any may be a secret.
+    pub properties: BTreeMap<String, Secret>,
+}
+
 /// `[topic]`.
 #[derive(Debug, Clone)]
 pub struct Topic {
-    /// Directory of the embedded topic's files, one `<flow>.db` each.
+    /// What kind of topic.
+    pub kind: TopicKind,
+    /// Directory of the embedded topic's files, one `<flow>.db` each; empty where there are none.
     pub path: PathBuf,
     /// Applied records older than this go. Default 72 h.
     pub retention_age: Duration,

@@ -96,6 +96,32 @@ impl Source {
         }
     }
 
+    /// The names and texts of a table of texts, as they are written; `None` for a value that is no text.
+    pub(super) fn properties(&self, path: &str) -> Vec<(String, Option<String>)> {
+        let Some(ValueKind::Table(table)) = self.value(path).map(|value| &value.kind) else { return Vec::new() };
+        let text = |value: &Value| match &value.kind {
+            ValueKind::String(text) => Some(text.clone()),
+            ValueKind::I64(number) => Some(number.to_string()),
+            ValueKind::Boolean(yes) => Some(yes.to_string()),
+            _ => None,
+        };
+        let mut properties: Vec<_> = table.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+        properties.sort();
+        properties
+    }
+
+    /// The secret in the file that a value names, from the pipeline file's directory on.
+    pub(super) fn secret_file(&mut self, path: &str, name: &str) -> Option<super::Secret> {
+        let name = self.expand(path, name)?;
+        match secret::read_password(&self.directory.join(name)) {
+            Ok(secret) => Some(secret),
+            Err((what, remedy)) => {
+                self.problem(path, what, remedy);
+                None
+            }
+        }
+    }
+
     /// True when some layer sets the key.
     pub(super) fn has(&self, path: &str) -> bool {
         self.value(path).is_some()

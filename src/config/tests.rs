@@ -151,7 +151,7 @@ heartbeat_interval = \"10\"
         "F:9:1: error: \"tables.0.include\" is missing; add it: Globs on `schema.table`: `*`, `?`, `[…]`, `{a,b}`, escaped by `\\`; case-sensitive; roots of partitioned tables only.",
         "F:10:11: error: \"tables.0.exclude\" is not text; write it in quotes",
         "F:11:9: error: the row filter is empty; remove `where` to let all rows cross",
-        "F:12:2: error: \"topic.path\" is missing; add it: Directory of the embedded topic; one `<flow>.db` in it.",
+        "F:12:2: error: \"topic.path\" is missing; add it: Directory of the embedded topic; one `<flow>.db` in it. None with `kind = \"kafka\"`.",
         "F:13:8: error: \"topic.kind\" can't be \"kafak\"; write one of \"embedded\", \"peer\", \"kafka\"",
         "F:14:23: error: \"topic.retention.hours\" is not a whole number from 1 to 87600; write a number without quotes",
         "F:14:38: error: \"topic.retention.max_bytes\" is no size: \"20\"; write a number with its unit, as \"20GiB\"",
@@ -197,8 +197,25 @@ const REFUSALS: &[(&str, &str, &str)] = &[
         "admin_password_file = \"none\"\n[[tables]]",
         "F:7:23: error: site oulu has admin_password_file but no admin",
     ),
-    ("[topic]", "[topic]\nkind = \"kafka\"", "F:10:8: error: topic.kind other than \"embedded\" is not supported yet"),
-    ("[topic]", "[topic]\nkind = \"peer\"", "F:10:8: error: topic.kind other than"),
+    ("path = \"topic\"", "kind = \"kafka\"", "F:9:2: error: kind = \"kafka\" needs brokers"),
+    ("[topic]", "[topic]\nkind = \"kafka\"\nbrokers = [\"k:1\"]", "F:12:8: error: \"topic.path\" goes with"),
+    ("path = \"topic\"", "kind = \"kafka\"\nbrokers = [\"k\"]", "F:11:11: error: \"k\" is no address of a broker"),
+    (
+        "path = \"topic\"",
+        "kind = \"kafka\"\nbrokers = [\"k:1\"]\nspool = \"s\"",
+        "F:12:9: error: a spool is not supported yet",
+    ),
+    (
+        "path = \"topic\"",
+        "kind = \"kafka\"\nbrokers = [\"k:1\"]\nproperties = { \"acks\" = \"1\" }",
+        "F:12:14: error: property \"acks\" is set by sitepair",
+    ),
+    (
+        "path = \"topic\"",
+        "kind = \"kafka\"\nbrokers = [\"k:1\"]\nproperties = { \"sasl.password\" = \"hunter2\" }",
+        "F:12:14: error: property \"sasl.password\" is a secret",
+    ),
+    ("[topic]", "[topic]\nkind = \"peer\"", "F:10:8: error: topic.kind \"peer\" is not"),
     ("[topic]", "[topic]\nspool = \"/s\"", "F:10:9: error: \"topic.spool\" goes with kind"),
     ("path = \"topic\"", "path = \"\"", "F:10:8: error: \"topic.path\" is empty"),
     ("[topic]", "[schedule]\nmode = \"manual\"\n[topic]", "F:10:8: error: a schedule is not supported yet"),
@@ -270,4 +287,33 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_examples_with_kafka_are_valid() {
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "pw\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let read = |example: &str| {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(example)).unwrap();
+        let text: Vec<String> = text
+            .lines()
+            .map(|line| match line.split_once("\"/run/secrets/") {
+                Some((before, _)) => format!("{before}\"{}\"", secret.display()),
+                None => line.to_owned(),
+            })
+            .collect();
+        let file = directory.path().join("p.toml");
+        std::fs::write(&file, text.join("\n")).unwrap();
+        let overrides = Overrides { environment: Some(BTreeMap::new()), ..Overrides::default() };
+        let pipeline = load(&file, &overrides).unwrap_or_else(|problems| panic!("{problems:#?}"));
+        let TopicKind::Kafka(kafka) = pipeline.topic.kind else { panic!("{example}") };
+        kafka
+    };
+    let kafka = read("pipelines/broker.toml");
+    assert_eq!(kafka.brokers.len(), 3);
+    assert_eq!(kafka.properties["sasl.password"].reveal(), "pw");
+    assert!(!format!("{:?}", kafka.properties).contains("pw"));
+    assert_eq!(read("docker/lab.toml").brokers, ["kafka:9092"]);
 }

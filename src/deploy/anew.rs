@@ -7,7 +7,7 @@ use crate::model::{Fault, FlowName, Result};
 
 use super::finding::Report;
 use super::plan::{self, Life};
-use super::{add, install, lock, open, refuse, remove, unlock};
+use super::{add, install, lock, open, refuse, remove, topic, unlock};
 
 /// Does what [`super::deploy`] does for a flow that was never deployed, whatever is there: publication, slot and the
 /// flow's row are made anew. From its first step on, what the target and the topic hold of the old flow_id is refused by a
@@ -33,6 +33,7 @@ pub async fn start_anew(pipeline: &Pipeline, flow: &FlowName, timeout: Duration)
                 let mut report = Report::default();
                 add(&mut report, &plan);
                 refuse(&report)?;
+                topic::install(pipeline, flow).await?;
                 install::run(&plan, Some(timeout)).await?;
                 Ok(report)
             };

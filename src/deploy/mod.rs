@@ -27,6 +27,7 @@ mod server;
 mod slot;
 mod step;
 mod tables;
+mod topic;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,9 +35,9 @@ use std::time::Duration;
 pub use anew::start_anew;
 pub use finding::{Change, Finding, Report, Severity};
 
-use crate::config::Pipeline;
+use crate::config::{Pipeline, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
-use crate::postgres::sqlstate;
+use crate::postgres::{flow, sqlstate};
 
 use plan::{FlowPlan, Life};
 use remove::Removal;
@@ -65,8 +66,25 @@ pub async fn plan(pipeline: &Pipeline, only: Option<&str>) -> Result<Report> {
     for plan in survey(pipeline, &nodes).await? {
         add(&mut report, &plan);
     }
+    add_topics(pipeline, &nodes, &mut report).await?;
     report.findings.sort_by_key(|finding| finding.severity);
     Ok(report)
+}
+
+/// What the topics of the flows whose source is looked at need.
+async fn add_topics(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, report: &mut Report) -> Result<()> {
+    if matches!(pipeline.topic.kind, TopicKind::Embedded) {
+        return Ok(());
+    }
+    for flow in &pipeline.flows {
+        if let Some(source) = nodes.get(&flow.from) {
+            let state = flow::state(&source.session, flow).await.map_err(|fault| fault.at(source.name()))?;
+            let survey = topic::survey(pipeline, flow, Some(&state)).await?;
+            report.findings.extend(survey.findings);
+            report.changes.extend(survey.changes);
+        }
+    }
+    Ok(())
 }
 
 /// Installs what is missing; the report holds the changes made and the findings that do not block.
@@ -102,17 +120,22 @@ async fn install_all(
         }
         add(&mut report, plan);
     }
+    add_topics(pipeline, nodes, &mut report).await?;
     report.findings.sort_by_key(|finding| finding.severity);
     refuse(&report)?;
     for plan in &plans {
+        // Before the slot: a flow without its topic would only hold WAL back.
+        if plan.source.is_some() {
+            topic::install(pipeline, plan.flow).await?;
+        }
         install::run(plan, timeout).await?;
     }
     Ok(report)
 }
 
 /// Removes what [`deploy()`] installed, at all sites or only one: origin and checkpoint, slot, publication and the flow's
-/// row, and the schema once nothing in it is needed. Journal and parked operations go only with `yes`; without it they
-/// and the schema stay. Rights that the login was granted stay. Repeatable.
+/// row, and the schema once nothing in it is needed. Journal, parked operations and a topic in Kafka go only with `yes`;
+/// without it they and the schema stay. Rights that the login was granted stay. Repeatable.
 ///
 /// # Errors
 /// `SecondReader` while the slot is in use, naming who uses it, before anything is touched; else what the server says.
@@ -141,6 +164,9 @@ async fn remove_all(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, yes
             }
             if flow.from == node.name() {
                 removal.source(flow).await?;
+                let topic = topic::remove(pipeline, flow, yes).await?;
+                report.findings.extend(topic.findings);
+                report.changes.extend(topic.changes);
             }
         }
         removal.schema().await?;

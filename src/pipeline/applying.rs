@@ -1,5 +1,6 @@
 //! Puts an applier together and runs it under the supervisor.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,13 @@ use crate::ports::{Goal, Stop};
 use crate::postgres::{flow as installed, session};
 use crate::rules::TruncatePolicies;
 use crate::topic;
+use crate::topic::kafka::Publisher;
 
 /// Bound of the look at the source for the flow's identity: the applier must go on while the source is away.
 const IDENTITY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at the checkpoint for lag tools.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `pg_stat_activity` shows for the applier's sessions; `status` looks for it.
 pub fn application_name(flow: &FlowName) -> String {
@@ -39,6 +44,8 @@ pub(super) async fn apply(
     let identity = identity(pipeline, flow).await?;
     let policies = TruncatePolicies::new(&pipeline.tables);
     let topic = topic::open_reader(&pipeline.topic, flow).await?;
+    // The other tracks lie behind the flow's own place.
+    let publisher = if track == Track::Main { topic.publisher() } else { None };
     let parts = ApplierParts {
         topic: Bounded { topic, end: end.unwrap_or(Offset(u64::MAX)) },
         target: target.postgres.clone(),
@@ -54,9 +61,24 @@ pub(super) async fn apply(
         bounds: GroupBounds { rows: pipeline.tuning.group_rows, bytes: pipeline.tuning.group_bytes },
         application: application_name(flow),
     };
-    let (state, _) = watch::channel(ApplierState::default());
+    let (state, watched) = watch::channel(ApplierState::default());
     tracing::debug!(%flow, site = %target.name, track = track.name(), "applier starts");
-    applier::run(parts, stop, goal, state).await
+    tokio::select! {
+        result = applier::run(parts, stop, goal, state) => result,
+        never = publish(publisher, watched) => match never {},
+    }
+}
+
+/// Tells lag tools of each checkpoint, at most once in [`PUBLISH_INTERVAL`].
+async fn publish(publisher: Option<Publisher>, state: watch::Receiver<ApplierState>) -> Infallible {
+    let Some(mut publisher) = publisher else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(PUBLISH_INTERVAL).await;
+        let next = state.borrow().checkpoint.as_ref().map(|checkpoint| checkpoint.next);
+        if let Some(next) = next {
+            publisher.publish(next);
+        }
+    }
 }
 
 /// The flow as `deploy` noted it at the source; `None` while the source does not answer.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use super::applying::{self, application_name};
@@ -65,7 +65,8 @@ async fn attempt(
     let target = site(&pipeline, &flow.to)?.clone();
     let at = |fault: Fault| fault.at(&target.name);
     let seat = Seat::take(&target.postgres, flow, &application_name(flow)).await.map_err(at)?;
-    let conductor = Conductor { pipeline, flow: flow.clone(), goal, membership, copy, stop, seat };
+    let topic = Mutex::new(topic::open_reader(&pipeline.topic, flow).await?);
+    let conductor = Conductor { pipeline, flow: flow.clone(), goal, membership, copy, stop, seat, topic };
     conductor.run().await.map_err(at)
 }
 
@@ -77,6 +78,8 @@ struct Conductor {
     copy: watch::Sender<CopyState>,
     stop: Stop,
     seat: Seat,
+    /// Asked for its end at each look.
+    topic: Mutex<topic::Reader>,
 }
 
 /// How a lap ended, as far as it matters for the next act.
@@ -155,7 +158,7 @@ impl Conductor {
             return Err(Fault::new(Code::ForeignCheckpoint, what));
         }
         let caught_up = match &main {
-            Some(main) => topic::open_reader(&self.pipeline.topic, &self.flow).await?.bounds().await?.next <= main.next,
+            Some(main) => self.is_caught_up(main.next).await?,
             None => false,
         };
         let asked = request::next(session, &self.flow).await?.is_some();
@@ -171,6 +174,17 @@ impl Conductor {
             caught_up,
             near: false,
         })
+    }
+
+    /// True when nothing is left to read. A topic that ends before the checkpoint is not the one that was applied, even where
+    /// nothing is asked of it.
+    async fn is_caught_up(&self, next: Offset) -> Result<bool> {
+        let end = self.topic.lock().await.bounds().await?.next;
+        if end < next {
+            let what = format!("flow {}: the topic ends at offset {end}, the checkpoint is {next}", self.flow);
+            return Err(Fault::new(Code::TopicGap, what));
+        }
+        Ok(end == next)
     }
 
     /// Why the run can't come to its end.

@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Pipeline, Site};
+use crate::config::{Pipeline, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::{Goal, Stop};
 use crate::snapshot::CopyState;
@@ -78,18 +78,19 @@ pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
 /// Runs flows until they are done (`once`), stopped, or none is left.
 ///
 /// With the embedded topic the target's node runs both parts; at the source's site there is nothing to do but to stay
-/// and be seen.
+/// and be seen. With Kafka the source's node reads and the target's node applies.
 ///
 /// # Errors
 /// Of the flows that stopped by a fault, the one with the highest exit code.
 pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
     let mut flows = JoinSet::new();
     for flow in &options.flows {
-        if options.site.as_ref().is_some_and(|site| *site != flow.to) {
-            tracing::info!(%flow, "nothing runs at this site: the topic is embedded, so the node of {} reads and applies", flow.to);
+        let Some(parts) = parts_here(&pipeline.topic.kind, flow, options) else {
+            tracing::info!(%flow, "nothing of this flow that was asked for runs at this site");
             continue;
-        }
-        let (pipeline, flow, options, stop) = (pipeline.clone(), flow.clone(), options.clone(), stop.clone());
+        };
+        let (pipeline, flow, stop) = (pipeline.clone(), flow.clone(), stop.clone());
+        let options = RunOptions { parts, ..options.clone() };
         flows.spawn(async move { run_flow(&pipeline, &flow, &options, stop).await.map_err(|fault| fault.at(&flow)) });
     }
     if flows.is_empty() && !options.once {
@@ -108,6 +109,21 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
         }
     }
     worst.map_or(Ok(()), Err)
+}
+
+/// Which of the parts asked for run at this node.
+fn parts_here(kind: &TopicKind, flow: &FlowName, options: &RunOptions) -> Option<Parts> {
+    let Some(site) = &options.site else { return Some(options.parts) };
+    let here = match kind {
+        TopicKind::Embedded if *site == flow.to => Parts::Both,
+        TopicKind::Kafka(_) if *site == flow.from => Parts::Reader,
+        TopicKind::Kafka(_) if *site == flow.to => Parts::Applier,
+        TopicKind::Embedded | TopicKind::Kafka(_) => return None,
+    };
+    match (here, options.parts) {
+        (Parts::Both, asked) | (asked, Parts::Both) => Some(asked),
+        (here, asked) => (here == asked).then_some(here),
+    }
 }
 
 /// Runs the parts of one flow; the first that ends by a fault stops the other after its running group.

@@ -21,7 +21,7 @@ use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::ports::TopicReader;
 use crate::postgres::session::{self, Session};
 use crate::postgres::{slot, sqlstate, table_state};
-use crate::topic;
+use crate::topic::{self, Aside};
 
 /// What a request for `resync` carries.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -198,10 +198,10 @@ impl Standstill {
     }
 
     /// After the slot was made anew: sets the topic aside, and forgets at the target what was there of the old flow_id.
-    /// Gives where the old topic is now.
+    /// Gives what became of the old topic.
     ///
     /// # Errors
-    /// `Io` for the topic, what the target says.
+    /// `Io` for the topic, what Kafka or the target says.
     pub async fn forget(
         &self,
         pipeline: &Pipeline,
@@ -209,13 +209,13 @@ impl Standstill {
         cost: &Cost,
         by: &str,
         reason: &str,
-    ) -> Result<Option<String>> {
+    ) -> Result<Aside> {
         failpoint::pass(failpoint::RESYNC_STEP);
         let aside = topic::set_aside(&pipeline.topic, flow).await?;
         failpoint::pass(failpoint::RESYNC_STEP);
         let target = self.seat.session();
         let tables = ["checkpoint", "table_state", "copy_part", "parked", "displaced", "shadow"];
-        let detail = json!({ "by": by, "topic": aside, "cost": cost });
+        let detail = json!({ "by": by, "topic": aside.place(), "cost": cost });
         let change = async {
             for table in tables {
                 let sql = format!("delete from sitepair.{table} where flow = $1");

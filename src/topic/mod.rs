@@ -5,10 +5,13 @@
 //! pipeline file names.
 
 pub mod embedded;
+mod head;
+pub mod kafka;
+mod thread;
 
 use std::time::Duration;
 
-use crate::config::Topic;
+use crate::config::{Topic, TopicKind};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stored, WriterId};
 use crate::ports::{Bounds, Held, Seek, Tail, TopicReader, TopicWriter};
 
@@ -46,20 +49,32 @@ pub struct Info {
 pub enum Reader {
     /// A file of this machine.
     Embedded(embedded::Reader),
+    /// A topic in Kafka.
+    Kafka(Box<kafka::Reader>),
 }
 
 /// The writer of a flow's topic.
 pub enum Writer {
     /// A file of this machine.
     Embedded(embedded::Writer),
+    /// A topic in Kafka.
+    Kafka(kafka::Writer),
 }
+
+/// How long a broker may take for an append.
+const KAFKA_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Opens a flow's topic for reading. A topic that does not exist yet is an empty one.
 ///
 /// # Errors
 /// Those of the backend.
 pub async fn open_reader(topic: &Topic, flow: &FlowName) -> Result<Reader> {
-    embedded::Reader::open(&topic.path, flow).map(Reader::Embedded)
+    match &topic.kind {
+        TopicKind::Embedded => embedded::Reader::open(&topic.path, flow).map(Reader::Embedded),
+        TopicKind::Kafka(kafka) => {
+            kafka::Reader::open(&kafka::Cluster::new(kafka, flow)).map(|reader| Reader::Kafka(Box::new(reader)))
+        }
+    }
 }
 
 /// Opens a flow's topic for writing; an earlier writer is waited for, or fenced.
@@ -67,29 +82,74 @@ pub async fn open_reader(topic: &Topic, flow: &FlowName) -> Result<Reader> {
 /// # Errors
 /// Those of the backend: `SecondReader` while another writer lives and can't be fenced.
 pub async fn open_writer(topic: &Topic, flow: &FlowName) -> Result<Writer> {
+    match &topic.kind {
+        TopicKind::Embedded => open_embedded(topic, flow).await.map(Writer::Embedded),
+        TopicKind::Kafka(kafka) => {
+            let cluster = kafka::Cluster::new(kafka, flow);
+            kafka::Writer::open(cluster, WriterId::new_v4(), KAFKA_PATIENCE).await.map(Writer::Kafka)
+        }
+    }
+}
+
+async fn open_embedded(topic: &Topic, flow: &FlowName) -> Result<embedded::Writer> {
     let (dir, options, flow) = (topic.path.clone(), embedded::WriterOptions::from(topic), flow.clone());
     let opened = tokio::task::spawn_blocking(move || embedded::Writer::open(&dir, &flow, options)).await;
-    let opened = opened.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))?;
-    opened.map(Writer::Embedded)
+    opened.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))?
 }
 
-/// True when the topic of a flow was made, as far as this node can see: one that others made may lie out of sight.
+/// True when the topic of a flow was made, or may have been made out of this node's sight.
 pub fn is_here(topic: &Topic, flow: &FlowName) -> bool {
-    topic.path.join(format!("{flow}.db")).exists()
+    match topic.kind {
+        TopicKind::Embedded => topic.path.join(format!("{flow}.db")).exists(),
+        TopicKind::Kafka(_) => true,
+    }
 }
 
-/// Moves a flow's topic out of the way, so that a new one can begin, and says where it is now; `None` when there is none.
-/// Nobody may be writing it.
+/// What became of a topic that made way for a new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Aside {
+    /// There was none.
+    Nothing,
+    /// It lies here now.
+    Moved(String),
+    /// Its records are deleted: a topic in Kafka has but one name.
+    Emptied,
+}
+
+impl Aside {
+    /// Where it lies now, if anywhere.
+    pub fn place(&self) -> Option<&str> {
+        match self {
+            Aside::Moved(place) => Some(place),
+            Aside::Nothing | Aside::Emptied => None,
+        }
+    }
+}
+
+/// Moves a flow's topic out of the way, or empties it, so that a new one can begin. Nobody may be writing it.
 ///
 /// # Errors
-/// `SecondReader` while a writer lives, `Io`.
-pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Option<String>> {
-    embedded::set_aside(&topic.path, flow).map(|place| place.map(|place| place.display().to_string()))
+/// `SecondReader` while a writer lives, `Io`; those of Kafka.
+pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Aside> {
+    match &topic.kind {
+        TopicKind::Embedded => {
+            let place = embedded::set_aside(&topic.path, flow)?;
+            Ok(place.map_or(Aside::Nothing, |place| Aside::Moved(place.display().to_string())))
+        }
+        TopicKind::Kafka(kafka) => {
+            let emptied = kafka::empty(kafka::Cluster::new(kafka, flow), KAFKA_PATIENCE).await?;
+            Ok(if emptied { Aside::Emptied } else { Aside::Nothing })
+        }
+    }
 }
 
 /// Waits, for a moment at most, until a writer of this process that was dropped has closed the topic: else the next start finds
-/// one that was not closed in order, and checks it whole.
+/// one that was not closed in order, and checks it whole. In Kafka the next writer ends what an earlier one left.
 pub async fn await_closed(topic: &Topic, flow: &FlowName) {
+    match topic.kind {
+        TopicKind::Embedded => {}
+        TopicKind::Kafka(_) => return,
+    }
     let (dir, flow) = (topic.path.clone(), flow.clone());
     let closed = tokio::task::spawn_blocking(move || embedded::await_closed(&dir, &flow)).await;
     if let Err(error) = closed {
@@ -105,6 +165,7 @@ impl Reader {
     pub async fn info(&mut self) -> Result<Info> {
         match self {
             Reader::Embedded(reader) => reader.info().await,
+            Reader::Kafka(reader) => reader.info().await,
         }
     }
 
@@ -115,6 +176,17 @@ impl Reader {
     pub async fn count(&mut self, from: Offset, to: Offset) -> Result<Count> {
         match self {
             Reader::Embedded(reader) => reader.count(from, to).await,
+            Reader::Kafka(reader) => reader.count(from, to).await,
+        }
+    }
+}
+
+impl Reader {
+    /// Tells lag tools how far the target is; `None` where there are none.
+    pub fn publisher(&self) -> Option<kafka::Publisher> {
+        match self {
+            Reader::Embedded(_) => None,
+            Reader::Kafka(reader) => Some(reader.publisher()),
         }
     }
 }
@@ -123,24 +195,28 @@ impl TopicReader for Reader {
     async fn read(&mut self, from: Offset, max_bytes: usize) -> Result<Vec<Stored>> {
         match self {
             Reader::Embedded(reader) => reader.read(from, max_bytes).await,
+            Reader::Kafka(reader) => reader.read(from, max_bytes).await,
         }
     }
 
     async fn wait(&mut self, from: Offset, patience: Duration) -> Result<()> {
         match self {
             Reader::Embedded(reader) => reader.wait(from, patience).await,
+            Reader::Kafka(reader) => reader.wait(from, patience).await,
         }
     }
 
     async fn bounds(&mut self) -> Result<Bounds> {
         match self {
             Reader::Embedded(reader) => reader.bounds().await,
+            Reader::Kafka(reader) => reader.bounds().await,
         }
     }
 
     async fn find(&mut self, seek: Seek) -> Result<Offset> {
         match self {
             Reader::Embedded(reader) => reader.find(seek).await,
+            Reader::Kafka(reader) => reader.find(seek).await,
         }
     }
 }
@@ -150,6 +226,7 @@ impl Writer {
     pub fn id(&self) -> WriterId {
         match self {
             Writer::Embedded(writer) => writer.id(),
+            Writer::Kafka(writer) => writer.id(),
         }
     }
 
@@ -157,6 +234,7 @@ impl Writer {
     pub fn retention(&self) -> Option<embedded::Retention> {
         match self {
             Writer::Embedded(writer) => Some(writer.retention()),
+            Writer::Kafka(_) => None,
         }
     }
 }
@@ -165,18 +243,21 @@ impl TopicWriter for Writer {
     fn tail(&self) -> Tail {
         match self {
             Writer::Embedded(writer) => writer.tail(),
+            Writer::Kafka(writer) => writer.tail(),
         }
     }
 
     async fn append(&mut self, records: Vec<Record>) -> Result<Tail> {
         match self {
             Writer::Embedded(writer) => writer.append(records).await,
+            Writer::Kafka(writer) => writer.append(records).await,
         }
     }
 
     async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
         match self {
             Writer::Embedded(writer) => writer.mark_at(end_lsn).await,
+            Writer::Kafka(writer) => writer.mark_at(end_lsn).await,
         }
     }
 }

@@ -11,6 +11,7 @@ mod deploy;
 mod drift;
 mod filter;
 mod journal;
+mod kafka;
 mod kill;
 mod large;
 mod offset;

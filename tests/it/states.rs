@@ -90,10 +90,10 @@ const FILES: &[FileCase] = &[
     },
     FileCase {
         name: "later feature",
-        change: ("path = \"topic\"", "path = \"topic\"\nkind = \"kafka\"\nbrokers = [\"k:9092\"]\nspool = \"s\""),
+        change: ("path = \"topic\"", "kind = \"kafka\"\nbrokers = [\"k:9092\"]\nspool = \"s\""),
         verb: &["plan"],
         code: 2,
-        says: &["kind", "not supported yet"],
+        says: &["spool", "not supported yet"],
     },
     FileCase {
         name: "filter that can't be parsed",

@@ -3,7 +3,7 @@
 mod child;
 mod embedded;
 mod full;
-mod suite;
+pub mod suite;
 
 use std::time::Duration;
 

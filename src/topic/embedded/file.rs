@@ -10,7 +10,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::model::{Code, Fault, FlowName, Result, WriterId};
 use crate::topic::embedded::error;
-use crate::topic::embedded::row::{Ascending, Head, Records, SELECT_FROM, TABLE};
+use crate::topic::embedded::row::{Ascending, Records, SELECT_FROM, TABLE};
+use crate::topic::head::Head;
 
 /// `PRAGMA application_id`: "spt\x01", so that `file` and we tell a topic from another database.
 const APPLICATION_ID: i64 = 0x7370_7401;

@@ -43,7 +43,6 @@ mod lock;
 mod reader;
 mod retention;
 mod row;
-mod thread;
 mod wake;
 mod writer;
 

@@ -13,9 +13,10 @@ use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stamp, St
 use crate::ports::{Bounds, Seek, TopicReader};
 use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, Inode};
-use crate::topic::embedded::row::{Ascending, Head, Records, SELECT_FROM};
-use crate::topic::embedded::thread::{Owned, Thread};
+use crate::topic::embedded::row::{Ascending, Records, SELECT_FROM};
 use crate::topic::embedded::wake::{self, Announced, Bell};
+use crate::topic::head::Head;
+use crate::topic::thread::{Owned, Thread};
 use crate::topic::{Count, Info};
 
 /// Between two looks at a topic that another process writes, while it is busy.
@@ -43,7 +44,7 @@ impl Reader {
         let db = files.db.clone();
         let mut view = View { files, open: None, batch_bytes: 0 };
         view.connection()?;
-        let thread = Thread::start("topic-reader", &db, view)?;
+        let thread = Thread::start("topic-reader", db.display().to_string(), view)?;
         Ok(Self { thread, announced: bell.subscribe(), _bell: bell, poll: POLL_MIN })
     }
 

@@ -3,8 +3,8 @@
 use crate::config::OnFull;
 use crate::model::{Code, Fault, Offset, Record, Result, Stamp};
 use crate::topic::embedded::row::Ascending;
-use crate::topic::embedded::thread::Handle;
 use crate::topic::embedded::writer::{Appender, WriterOptions};
+use crate::topic::thread::Handle;
 
 /// Rows deleted in one step.
 const STEP_ROWS: u64 = 4096;

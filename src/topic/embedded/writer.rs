@@ -8,16 +8,17 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
 use crate::config::{OnFull, Topic};
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stamp, WriterId};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, WriterId};
 use crate::ports::{Held, Tail, TopicWriter};
 use crate::topic::embedded::checkpoint::Checkpointer;
 use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, Inode};
 use crate::topic::embedded::lock::{self, Lock};
 use crate::topic::embedded::retention::{Policy, Retention};
-use crate::topic::embedded::row::{Head, Insert, Records, Unfinished};
-use crate::topic::embedded::thread::{Owned, Thread};
+use crate::topic::embedded::row::{Insert, Records};
 use crate::topic::embedded::wake::{self, Announced, Bell};
+use crate::topic::head::{self, Head, Unfinished, flow_id_of};
+use crate::topic::thread::{Owned, Thread};
 
 /// How long closing waits for readers before it leaves the WAL as it is.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -84,7 +85,7 @@ impl Writer {
         let db = files.db.clone();
         let appender = Appender::open(files, lock, id, &options)?;
         let tail = appender.tail();
-        let thread = Thread::start("topic-writer", &db, appender)?;
+        let thread = Thread::start("topic-writer", db.display().to_string(), appender)?;
         Ok(Self { thread, tail, id, db })
     }
 
@@ -262,7 +263,7 @@ impl Appender {
         let mut insert = Insert::prepare(&self.connection).map_err(fault)?;
         let (mut last, mut open) = (self.last, self.open);
         for record in records {
-            self.check_order(last.as_ref(), record.stamp)?;
+            head::check_order(&self.files.db.display(), last.as_ref(), record.stamp)?;
             let head = Head::after(last.as_ref(), record.stamp, open, &record.body);
             insert.row(&head, &record.body).map_err(fault)?;
             open = open.with(record.stamp);
@@ -275,23 +276,6 @@ impl Appender {
             self.connection.execute("UPDATE meta SET flow_id = ?", [flow_id]).map_err(fault)?;
         }
         last.map(|last| (last, open)).ok_or_else(|| error::damaged(&self.files.db, "an append of nothing"))
-    }
-
-    /// Positions never go back and no transaction comes twice: searching relies on it, and the chain (P9) means it.
-    fn check_order(&self, last: Option<&Head>, stamp: Stamp) -> Result<()> {
-        let Some(last) = last else { return Ok(()) };
-        let fits = match stamp {
-            Stamp::Part { .. } => true,
-            Stamp::Progress { end_lsn } => end_lsn >= last.end_lsn,
-            Stamp::Last { mark, .. } => mark.end_lsn > last.end_lsn,
-        };
-        if fits {
-            return Ok(());
-        }
-        let position = stamp.end_lsn().unwrap_or_default();
-        let what =
-            format!("{}: a record that ends at {position} after one at {}", self.files.db.display(), last.end_lsn);
-        Err(Fault::new(Code::BrokenChain, what))
     }
 
     /// Inside the transaction, so that no other writer can come between the check and the commit.
@@ -354,13 +338,4 @@ impl Owned for Appender {
             tracing::debug!(topic = %self.files.db.display(), %cause, "not closed in order");
         }
     }
-}
-
-/// The flow's identity, out of a genesis record.
-fn flow_id_of(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Genesis {
-        flow_id: String,
-    }
-    serde_json::from_slice::<Genesis>(body).ok().map(|genesis| genesis.flow_id)
 }

@@ -1,12 +1,10 @@
-//! A thread that owns a connection: SQLite blocks, and must not block the runtime.
+//! A thread that owns a connection: SQLite and librdkafka block, and must not block the runtime.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
 use crate::model::{Code, Fault, Result};
-use crate::topic::embedded::error;
 
 enum Message<S> {
     Job(Box<dyn FnOnce(&mut S) + Send>),
@@ -28,18 +26,19 @@ pub struct Thread<S>(Handle<S>);
 /// Makes calls without keeping the thread alive.
 pub struct Handle<S> {
     messages: mpsc::Sender<Message<S>>,
-    db: PathBuf,
+    /// What messages name.
+    place: String,
 }
 
 impl<S> Clone for Handle<S> {
     fn clone(&self) -> Self {
-        Self { messages: self.messages.clone(), db: self.db.clone() }
+        Self { messages: self.messages.clone(), place: self.place.clone() }
     }
 }
 
 impl<S: Owned> Thread<S> {
     /// Starts the thread and hands it its state.
-    pub fn start(name: &str, db: &Path, mut state: S) -> Result<Self> {
+    pub fn start(name: &str, place: String, mut state: S) -> Result<Self> {
         let (messages, queue) = mpsc::channel();
         let run = move || {
             while let Some(Message::Job(job)) = next(&queue, &mut state) {
@@ -48,8 +47,8 @@ impl<S: Owned> Thread<S> {
             state.end();
         };
         let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        spawned.map_err(|cause| error::system(db, "start a thread", &cause))?;
-        Ok(Self(Handle { messages, db: db.to_owned() }))
+        spawned.map_err(|cause| Fault::new(Code::Io, format!("{place}: start a thread: {cause}")))?;
+        Ok(Self(Handle { messages, place }))
     }
 }
 
@@ -83,7 +82,7 @@ impl<S> Handle<S> {
             // The caller may be gone; the work is done all the same.
             let _ = reply.send(work(state));
         });
-        let gone = || Fault::new(Code::Contention, format!("{}: this handle was closed", self.db.display()));
+        let gone = || Fault::new(Code::Contention, format!("{}: this handle was closed", self.place));
         self.messages.send(Message::Job(job)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }

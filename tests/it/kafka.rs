@@ -1,0 +1,183 @@
+//! The topic in Kafka: what it promises beside what every topic does, on real brokers.
+
+pub mod broker;
+mod flow;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use sitepair::config::{Kafka, Secret};
+use sitepair::model::{Code, FlowName, Offset, Result, WriterId};
+use sitepair::ports::{TopicReader, TopicWriter};
+use sitepair::topic::kafka::{Admin, Cluster, Reader, Writer};
+
+use crate::topic::suite::{Backend, genesis, last, topic_suite};
+use broker::Brokers;
+
+/// Patience of writers.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A flow that no other test has.
+fn flow() -> FlowName {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    FlowName { pipeline: format!("k{serial}"), lane: None, from: "helsinki".into(), to: "oulu".into() }
+}
+
+fn admin(kafka: &Kafka) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", kafka.brokers.join(",")).create().expect("a client")
+}
+
+async fn create_topic(cluster: &Cluster) {
+    let settings = [("cleanup.policy", "delete".to_owned())];
+    Admin::open(cluster).expect("a client").create(1, &settings).await.expect("created");
+}
+
+fn client(brokers: &Brokers) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers.addresses().join(","));
+    config
+}
+
+/// Kafka's offsets between what the group of that name has committed and the end; `None` while it has committed nothing.
+fn committed_lag(brokers: &Brokers, topic: &str) -> Option<i64> {
+    let consumer: BaseConsumer = client(brokers).set("group.id", topic).create().expect("a consumer");
+    let mut partition = TopicPartitionList::new();
+    partition.add_partition(topic, 0);
+    let committed = consumer.committed_offsets(partition, PATIENCE).ok()?;
+    let committed = committed.find_partition(topic, 0)?.offset().to_raw().filter(|offset| *offset >= 0)?;
+    let (_, end) = consumer.fetch_watermarks(topic, 0, PATIENCE).ok()?;
+    Some(end - committed)
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+fn delete_topic(brokers: &Brokers, topic: &str) {
+    let deleted = block_on(async { admin(&brokers.kafka()).delete_topics(&[topic], &AdminOptions::new()).await });
+    deleted.expect("deleted").into_iter().for_each(|deleted| drop(deleted.expect("deleted")));
+}
+
+/// Writes a record that is none of ours.
+fn produce_foreign(brokers: &Brokers, topic: &str) {
+    let producer: BaseProducer = client(brokers).create().expect("a producer");
+    producer.send(BaseRecord::<(), str>::to(topic).payload("hello")).expect("sent");
+    producer.flush(PATIENCE).expect("delivered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_a_stranger_is_never_served() {
+    let topic = InKafka::new().await;
+    let mut writer = topic.writer().await.expect("opens");
+    writer.append(vec![genesis(), last(1)]).await.expect("appended");
+    produce_foreign(broker::shared(), &topic.cluster.topic);
+    writer.append(vec![last(2)]).await.expect("appended");
+    let mut reader = topic.reader().await.expect("opens");
+    let mut next = Offset(0);
+    let fault = loop {
+        match reader.read(next, 1).await {
+            Ok(records) => next = records.last().expect("a record").offset.next(),
+            Err(fault) => break fault,
+        }
+    };
+    assert_eq!((next, fault.code), (Offset(2), Code::TopicDamaged));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_are_away_are_waited_for() {
+    let kafka = Kafka { brokers: vec!["127.0.0.1:1".to_owned()], ..broker::shared().kafka() };
+    let cluster = Cluster::new(&kafka, &flow());
+    let opened = Writer::open(cluster.clone(), WriterId::new_v4(), Duration::from_secs(1)).await;
+    assert_eq!(opened.err().map(|fault| fault.code), Some(Code::Unreachable));
+    let mut reader = Reader::open(&cluster).expect("opens");
+    assert_eq!(reader.bounds().await.map_err(|fault| fault.code), Err(Code::Unreachable));
+    let refused = Kafka { properties: [("nonsense".to_owned(), Secret::new("geheim"))].into(), ..kafka };
+    let fault = Reader::open(&Cluster::new(&refused, &flow())).err().expect("refused");
+    assert!(
+        fault.code == Code::BadSetting && fault.what.contains("nonsense") && !fault.what.contains("geheim"),
+        "{fault}"
+    );
+}
+
+struct InKafka {
+    kafka: Kafka,
+    cluster: Cluster,
+}
+
+impl InKafka {
+    async fn new() -> Self {
+        let kafka = broker::shared().kafka();
+        let cluster = Cluster::new(&kafka, &flow());
+        create_topic(&cluster).await;
+        Self { kafka, cluster }
+    }
+
+    /// Kafka's offset of the record at an offset of ours.
+    fn place_of(&self, offset: u64) -> i64 {
+        let consumer: BaseConsumer = self.cluster.consumer(1000).create().expect("a consumer");
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&self.cluster.topic, 0, rdkafka::Offset::Beginning).expect("assigned");
+        consumer.assign(&assignment).expect("assigned");
+        loop {
+            let message = consumer.poll(PATIENCE).expect("a record").expect("no error");
+            let headers = message.headers().expect("headers");
+            let found = headers.iter().find(|header| header.key == "offset").and_then(|header| header.value);
+            if found == Some(offset.to_string().as_bytes()) {
+                return message.offset();
+            }
+        }
+    }
+}
+
+impl Backend for InKafka {
+    type Writer = Writer;
+    type Reader = Reader;
+
+    async fn create() -> Self {
+        Self::new().await
+    }
+
+    async fn writer(&self) -> Result<Writer> {
+        Writer::open(self.cluster.clone(), WriterId::new_v4(), PATIENCE).await
+    }
+
+    async fn reader(&self) -> Result<Reader> {
+        Reader::open(&self.cluster)
+    }
+
+    /// As a broker that drops a segment: every record of the transaction before the first that is kept, but not its own.
+    async fn drop_before(&self, _: &Writer, keep_from: Offset) -> Result<()> {
+        let mut reader = self.reader().await?;
+        let bounds = reader.bounds().await?;
+        // The first record of the transaction that holds `keep_from`, or of the tail.
+        let mut start = bounds.first;
+        let mut next = bounds.first;
+        while next < bounds.next {
+            for stored in reader.read(next, 1 << 20).await? {
+                next = stored.offset.next();
+                if stored.record.stamp.end_lsn().is_some() && next <= keep_from && next < bounds.next {
+                    start = next;
+                }
+            }
+        }
+        if start == bounds.first {
+            return Ok(());
+        }
+        let mut until = TopicPartitionList::new();
+        let place = rdkafka::Offset::Offset(self.place_of(start.0));
+        until.add_partition_offset(&self.cluster.topic, 0, place).expect("a place");
+        admin(&self.kafka).delete_records(&until, &AdminOptions::new()).await.expect("deleted");
+        Ok(())
+    }
+}
+
+topic_suite!(InKafka);
