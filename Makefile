@@ -11,7 +11,7 @@ TEST_KAFKA = $(KAFKA_CACHE)/4.3.1
 TEST_PG = 15=$(shell tests/setup/find-server 15):16=$(PG_CACHE)/16/bin:17=$(PG_CACHE)/17/bin:18=$(PG_CACHE)/18/bin
 SOAK_ROUNDS ?= 100
 
-.PHONY: help demo test soak lint bench docs setup-demo setup-test
+.PHONY: help demo test soak lint bench bench-parts docs setup-demo setup-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -42,8 +42,11 @@ soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy 
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_COPY_ROWS=5000000 $(CARGO) test --locked --release --test it snapshot::bounds -- --nocapture
 
-bench: setup-test ## criterion benchmarks of decode, record and append
-	$(CARGO) bench --locked
+bench: setup-test ## sitepair beside pg_recvlogical and native replication; writes docs/BENCHMARKS.md (benches/compare/main.rs has its variables)
+	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) bench --locked --bench compare
+
+bench-parts: setup-test ## criterion benchmarks of decode, record and append
+	$(CARGO) bench --locked --bench wire --bench topic
 
 docs: ## writes the generated pages under docs/ anew
 	SITEPAIR_WRITE_DOCS=1 $(CARGO) test --locked --test docs

@@ -1,0 +1,322 @@
+//! The contestants, and one run of one of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::meter::{Home, Meter, Usage};
+use crate::stage::{DATABASE, OBJECT, Sql, Stage};
+use crate::workload::Workload;
+
+/// Longest time that a contestant may take.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// Between two looks whether the target has everything.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// The slot that holds the load; each run reads a copy of it.
+const HOLD: &str = "bench_hold";
+/// The target's database before the load.
+const SEEDED: &str = "bench_seeded";
+
+/// Who carries the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Contestant {
+    /// What one slot can give.
+    Recvlogical,
+    /// Slot to topic.
+    Reader,
+    /// Topic to target, right after [`Contestant::Reader`].
+    Replay,
+    /// Native logical replication, each transaction after its commit.
+    Native,
+    /// The same with `streaming = on`: large transactions are sent before they commit, and spilled at the target.
+    NativeStreaming,
+    /// The same with `streaming = parallel`: applied before they commit.
+    NativeParallel,
+    /// Slot to target through the topic.
+    Sitepair,
+}
+
+impl Contestant {
+    /// All who take part in a workload, in turn.
+    pub fn of(workload: &Workload, stage: &Stage) -> Vec<Self> {
+        use Contestant::*;
+        let mut all = vec![Recvlogical, Reader, Replay, Native];
+        if workload.large {
+            all.push(NativeStreaming);
+        }
+        if workload.large && stage.major() >= 16 {
+            all.push(NativeParallel);
+        }
+        all.push(Sitepair);
+        all
+    }
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Recvlogical => "pg_recvlogical to a file",
+            Self::Reader => "sitepair, slot to topic",
+            Self::Replay => "sitepair, topic to target",
+            Self::Native => "native",
+            Self::NativeStreaming => "native, streaming = on",
+            Self::NativeParallel => "native, streaming = parallel",
+            Self::Sitepair => "sitepair, slot to target",
+        }
+    }
+}
+
+/// One run.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Run {
+    pub seconds: f64,
+    pub usage: Usage,
+    pub target_wal_bytes: u64,
+}
+
+/// A workload on the stage, its load in the slot.
+pub struct Scene<'a> {
+    pub stage: &'a Stage,
+    pub workload: &'a Workload,
+    /// End of the load.
+    end_lsn: String,
+    expected: Vec<String>,
+    /// What recurring steps take: seconds.
+    pub load_s: f64,
+}
+
+impl<'a> Scene<'a> {
+    /// Makes databases, deploys, replicates what is there before, and makes the load.
+    pub fn set(stage: &'a Stage, workload: &'a Workload) -> Self {
+        for cluster in [&stage.source, &stage.target] {
+            Sql::connect(cluster, "postgres").run(&format!("create database {DATABASE}"));
+            let sql = Sql::connect(cluster, DATABASE);
+            sql.run(&workload.schema);
+            sql.run("create table bench_end (id int primary key)");
+        }
+        let tables: Vec<String> = workload.tables.iter().map(|table| format!("\"public.{table}\"")).collect();
+        stage.write_pipeline(&format!("[[tables]]\ninclude = [\"public.bench_end\", {}]", tables.join(", ")));
+        let _ = fs::remove_dir_all(stage.dir.join("topic"));
+        stage.do_sitepair(&["deploy"]);
+        let source = stage.at_source();
+        source.run("set synchronous_commit = off");
+        workload.seed.iter().for_each(|sql| source.run(sql));
+        source.run("vacuum analyze");
+        source.run("set synchronous_commit = on; insert into bench_end values (0)");
+        stage.do_sitepair(&["run", "--once"]);
+        let target = stage.at_target();
+        target.run("vacuum analyze");
+        drop(target);
+        Sql::connect(&stage.target, "postgres").run(&format!("alter database {DATABASE} rename to {SEEDED}"));
+        copy_dir(&stage.dir.join("topic"), &stage.dir.join("topic.seeded"));
+        wait_inactive(&source, OBJECT);
+        source.run(&format!("select pg_copy_logical_replication_slot('{OBJECT}', '{HOLD}')"));
+
+        let started = Instant::now();
+        source.run("set synchronous_commit = off");
+        workload.load.iter().for_each(|sql| source.run(sql));
+        let load_s = started.elapsed().as_secs_f64();
+        source.run("set synchronous_commit = on; insert into bench_end values (1)");
+        let end_lsn = source.text("select pg_current_wal_flush_lsn()").expect("a position");
+        let expected = digests(&source, workload);
+        Self { stage, workload, end_lsn, expected, load_s }
+    }
+
+    /// Drops everything.
+    pub fn strike(self) {
+        let source = Sql::connect(&self.stage.source, "postgres");
+        for slot in [OBJECT, HOLD] {
+            source.run(&format!(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{slot}'"
+            ));
+        }
+        source.run(&format!("drop database {DATABASE} with (force)"));
+        let target = Sql::connect(&self.stage.target, "postgres");
+        target.run(&format!("drop database if exists {DATABASE} with (force)"));
+        target.run(&format!("drop database {SEEDED} with (force)"));
+        target
+            .run("select pg_replication_origin_drop(roname) from pg_replication_origin where roname like 'sitepair%'");
+        for dir in ["topic", "topic.seeded"] {
+            let _ = fs::remove_dir_all(self.stage.dir.join(dir));
+        }
+    }
+
+    /// One run, its result checked.
+    pub fn play(&self, contestant: Contestant) -> Run {
+        let source = self.stage.at_source();
+        let slot = match contestant {
+            Contestant::Recvlogical => "bench_recvlogical",
+            Contestant::Native | Contestant::NativeStreaming | Contestant::NativeParallel => "bench_native",
+            Contestant::Reader | Contestant::Replay | Contestant::Sitepair => OBJECT,
+        };
+        if contestant != Contestant::Replay {
+            self.restore_slot(&source, slot);
+        }
+        if matches!(contestant, Contestant::Reader | Contestant::Sitepair) {
+            let topic = self.stage.dir.join("topic");
+            let _ = fs::remove_dir_all(&topic);
+            copy_dir(&self.stage.dir.join("topic.seeded"), &topic);
+        }
+        if !matches!(contestant, Contestant::Recvlogical | Contestant::Reader) {
+            self.restore_target();
+        }
+        source.run("checkpoint");
+        Sql::connect(&self.stage.target, "postgres").run("checkpoint");
+        let run = match contestant {
+            Contestant::Recvlogical => self.recvlogical(&source, slot),
+            Contestant::Reader => self.to_its_end(&source, self.stage.sitepair(&["run", "--reader", "--once"])),
+            Contestant::Replay => self.daemon(&source, &["run", "--applier"]),
+            Contestant::Sitepair => self.daemon(&source, &["run"]),
+            Contestant::Native => self.native(&source, slot, "off"),
+            Contestant::NativeStreaming => self.native(&source, slot, "on"),
+            Contestant::NativeParallel => self.native(&source, slot, "parallel"),
+        };
+        if slot != OBJECT {
+            wait_inactive(&source, slot);
+            source.run(&format!("select pg_drop_replication_slot('{slot}')"));
+        }
+        run
+    }
+
+    fn restore_slot(&self, source: &Sql, slot: &str) {
+        wait_inactive(source, slot);
+        source.run(&format!(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{slot}'"
+        ));
+        source.run(&format!("select pg_copy_logical_replication_slot('{HOLD}', '{slot}')"));
+    }
+
+    fn restore_target(&self) {
+        let target = Sql::connect(&self.stage.target, "postgres");
+        target.run(&format!("drop database if exists {DATABASE} with (force)"));
+        target.run(&format!("create database {DATABASE} template {SEEDED}"));
+    }
+
+    /// pg_recvlogical must have passed the end, so its file holds everything before.
+    fn recvlogical(&self, source: &Sql, slot: &str) -> Run {
+        let file = self.stage.dir.join("recvlogical.out");
+        let _ = fs::remove_file(&file);
+        let mut command = Command::new("pg_recvlogical");
+        command.args(["--start", "--no-loop", "--slot", slot, "--endpos", &self.end_lsn, "--file"]).arg(&file);
+        command.args(["-d", &self.stage.source.conninfo("postgres", DATABASE)]);
+        command.args(["-o", "proto_version=1", "-o", &format!("publication_names={OBJECT}")]);
+        let run = self.to_its_end(source, command.stdin(Stdio::null()));
+        let bytes = fs::metadata(&file).map_or(0, |meta| meta.len());
+        assert!(bytes > self.workload.rows * 16, "pg_recvlogical wrote {bytes} bytes only");
+        let _ = fs::remove_file(&file);
+        run
+    }
+
+    /// A program that ends when it has everything.
+    fn to_its_end(&self, source: &Sql, mut command: impl std::borrow::BorrowMut<Command>) -> Run {
+        let but = vec![backend(source)];
+        let started = Instant::now();
+        let mut child = command.borrow_mut().spawn().expect("starts");
+        let meter = Meter::start(vec![(pid(&self.stage.source), Home::Source), (child.id(), Home::Client)], but);
+        let id = rustix::process::WaitId::Pid(rustix::process::Pid::from_child(&child));
+        // Its figures are there until it is waited for in earnest.
+        let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(id, options).expect("a child");
+        let seconds = started.elapsed().as_secs_f64();
+        let usage = meter.stop();
+        let status = child.wait().expect("a child");
+        assert!(status.success(), "{status}: {}", self.stage.log());
+        Run { seconds, usage, target_wal_bytes: 0 }
+    }
+
+    fn daemon(&self, source: &Sql, args: &[&str]) -> Run {
+        let mut daemon = None;
+        let run = self.until_visible(source, || {
+            let child = self.stage.sitepair(args).spawn().expect("starts");
+            let id = child.id();
+            daemon = Some(Daemon(child));
+            vec![(id, Home::Client)]
+        });
+        drop(daemon);
+        run
+    }
+
+    fn native(&self, source: &Sql, slot: &str, streaming: &str) -> Run {
+        let target = self.stage.at_target();
+        target.run("drop schema sitepair cascade");
+        target.run(&format!(
+            "create subscription bench_native connection '{}' publication {OBJECT} \
+             with (create_slot = false, slot_name = '{slot}', copy_data = false, enabled = false, streaming = {streaming})",
+            self.stage.source.conninfo("postgres", DATABASE)
+        ));
+        let run = self.until_visible(source, || {
+            target.run("alter subscription bench_native enable");
+            Vec::new()
+        });
+        target.run("alter subscription bench_native disable");
+        target.run("alter subscription bench_native set (slot_name = none)");
+        target.run("drop subscription bench_native");
+        run
+    }
+
+    /// Starts something and waits until the target shows the end of the load; then compares.
+    fn until_visible(&self, source: &Sql, start: impl FnOnce() -> Vec<(u32, Home)>) -> Run {
+        let target = self.stage.at_target();
+        let position = |sql: &Sql| sql.number("select (pg_current_wal_insert_lsn() - '0/0')::numeric(20)");
+        let before = position(&target);
+        let started = Instant::now();
+        let mut roots = start();
+        roots.extend([(pid(&self.stage.source), Home::Source), (pid(&self.stage.target), Home::Target)]);
+        let meter = Meter::start(roots, vec![backend(source), backend(&target)]);
+        while target.text("select 1 from bench_end where id = 1").is_none() {
+            assert!(started.elapsed() < PATIENCE, "not done after {PATIENCE:?}: {}", self.stage.log());
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let usage = meter.stop();
+        let target_wal_bytes = position(&target) - before;
+        let found = digests(&target, self.workload);
+        assert_eq!(found, self.expected, "the target differs from the source");
+        Run { seconds, usage, target_wal_bytes }
+    }
+}
+
+/// Ends with SIGTERM.
+pub struct Daemon(pub Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+fn pid(cluster: &sitepair::cli::demo::cluster::Cluster) -> u32 {
+    cluster.pid().expect("the server runs")
+}
+
+fn backend(sql: &Sql) -> u32 {
+    u32::try_from(sql.number("select pg_backend_pid()")).expect("a process id")
+}
+
+fn wait_inactive(source: &Sql, slot: &str) {
+    let active = format!("select count(*) from pg_replication_slots where slot_name = '{slot}' and active");
+    while source.number(&active) > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// For each table: rows, and two sums of hashes over their text, which a row counted twice changes too.
+fn digests(sql: &Sql, workload: &Workload) -> Vec<String> {
+    let digest = |table: &&str| {
+        let digest = format!(
+            "select concat_ws(' ', count(*), sum(hashtextextended(t::text, 0)::numeric), \
+             sum(hashtextextended(t::text, 1)::numeric)) from {table} t"
+        );
+        format!("{table} {}", sql.text(&digest).unwrap_or_default())
+    };
+    workload.tables.iter().map(digest).collect()
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("readable") {
+        let path: PathBuf = entry.expect("readable").path();
+        fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+    }
+}

@@ -1,0 +1,192 @@
+//! sitepair beside what one would use instead, on the same servers, in turn, with the same load.
+//!
+//! A load is made while a slot holds it; each run reads a copy of that slot into a fresh copy of the target's database.
+//! Nothing counts before the target's digest equals the source's. What is written: docs/BENCHMARKS.md and its plot.
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `SITEPAIR_TEST_PG` | servers, `18=DIR:15=DIR` | the newest that is found |
+//! | `SITEPAIR_BENCH_PG` | versions to play | `18,15` |
+//! | `SITEPAIR_BENCH_SCALE` | size of the workloads; 1 is a million rows | `0.2` |
+//! | `SITEPAIR_BENCH_RUNS` | runs of each contestant | `3` |
+//! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency` | all |
+//! | `SITEPAIR_BENCH_DOCS` | `0`: print only | `1` |
+//!
+//! A further contestant is a line in `contest::Contestant::of` and an arm in `Scene::play`.
+
+#![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod contest;
+mod latency;
+mod meter;
+mod report;
+mod stage;
+mod workload;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use contest::{Contestant, Daemon, Scene};
+use latency::Latency;
+use report::Entry;
+use stage::{DATABASE, OBJECT, Sql, Stage};
+use workload::Workload;
+
+/// Rates of the latency part, transactions a second.
+const RATES: [u64; 3] = [100, 1000, 5000];
+
+fn variable(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Directories of server programs by version, in the order asked for.
+fn servers() -> Vec<PathBuf> {
+    let listed = std::env::var("SITEPAIR_TEST_PG").unwrap_or_default();
+    let known: Vec<(&str, &str)> = listed.split(':').filter_map(|entry| entry.split_once('=')).collect();
+    let wanted = variable("SITEPAIR_BENCH_PG", "18,15");
+    let of = |version: &str| known.iter().find(|(known, _)| *known == version).map(|(_, dir)| PathBuf::from(dir));
+    let found: Vec<PathBuf> = wanted.split(',').filter_map(of).filter(|dir| dir.join("postgres").exists()).collect();
+    if found.is_empty() { vec![sitepair::cli::demo::cluster::find_server().expect("a server")] } else { found }
+}
+
+fn main() {
+    // `cargo test --benches` and `cargo bench -- --list` only want to know that it starts.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let scale: f64 = variable("SITEPAIR_BENCH_SCALE", "0.2").parse().expect("SITEPAIR_BENCH_SCALE is a number");
+    let runs: usize = variable("SITEPAIR_BENCH_RUNS", "3").parse().expect("SITEPAIR_BENCH_RUNS is a number");
+    let only = std::env::var("SITEPAIR_BENCH_ONLY").ok();
+    let wants = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
+    let (mut entries, mut latencies) = (Vec::new(), Vec::new());
+    let mut versions = Vec::new();
+    for bin in servers() {
+        let stage = Stage::start(&bin);
+        versions.push(stage.version.clone());
+        for workload in workload::all(scale).iter().filter(|workload| wants(workload.name)) {
+            entries.extend(play(&stage, workload, runs));
+        }
+        if wants("latency") {
+            latencies.extend(measure_latency(&stage));
+        }
+    }
+    let head = head(&versions, scale, runs);
+    println!("{head}");
+    if !entries.is_empty() {
+        write("throughput", &format!("{head}\n{}", report::throughput(&entries)));
+    }
+    if !latencies.is_empty() {
+        write("latency", &format!("{head}\n{}", report::latency(&latencies)));
+    }
+    if !entries.is_empty() && variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
+        let plot = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.svg");
+        std::fs::write(plot, report::plot(&entries)).expect("writable");
+    }
+}
+
+fn write(part: &str, text: &str) {
+    println!("{text}");
+    if variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
+        report::put(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/BENCHMARKS.md"), part, text);
+    }
+}
+
+/// All contestants in turn, `runs` times.
+fn play(stage: &Stage, workload: &Workload, runs: usize) -> Vec<Entry> {
+    let scene = Scene::set(stage, workload);
+    println!("PostgreSQL {}: {} (made in {:.1} s)", stage.version, workload.title, scene.load_s);
+    let contestants = Contestant::of(workload, stage);
+    let entry = |contestant: &Contestant| Entry {
+        version: stage.version.clone(),
+        workload: workload.name.to_owned(),
+        title: workload.title.clone(),
+        rows: workload.rows,
+        contestant: *contestant,
+        runs: Vec::new(),
+    };
+    let mut entries: Vec<Entry> = contestants.iter().map(entry).collect();
+    for _ in 0..runs {
+        for entry in &mut entries {
+            let run = scene.play(entry.contestant);
+            println!("  {:32} {:7.2} s", entry.contestant.title(), run.seconds);
+            entry.runs.push(run);
+        }
+    }
+    scene.strike();
+    entries
+}
+
+/// Each rate with native replication, then with sitepair.
+fn measure_latency(stage: &Stage) -> Vec<Latency> {
+    let seconds: u64 = variable("SITEPAIR_BENCH_SECONDS", "10").parse().expect("SITEPAIR_BENCH_SECONDS is a number");
+    for cluster in [&stage.source, &stage.target] {
+        Sql::connect(cluster, "postgres").run(&format!("create database {DATABASE}"));
+        Sql::connect(cluster, DATABASE).run(latency::SCHEMA);
+    }
+    let mut all = Vec::new();
+    let mut measure = |contestant: Contestant| {
+        for rate in RATES {
+            let one = latency::measure(stage, contestant, rate, seconds);
+            println!("  {:32} {rate} tx/s: p50 {:.1} ms, p99 {:.1} ms", contestant.title(), one.p50_ms, one.p99_ms);
+            all.push(one);
+        }
+    };
+    let (source, target) = (stage.at_source(), stage.at_target());
+    source.run("create publication bench_native for table tick");
+    target.run(&format!(
+        "create subscription bench_native connection '{}' publication bench_native",
+        stage.source.conninfo("postgres", DATABASE)
+    ));
+    measure(Contestant::Native);
+    target.run("drop subscription bench_native");
+    source.run("drop publication bench_native; delete from tick");
+    target.run("truncate tick");
+    stage.write_pipeline("[[tables]]\ninclude = [\"public.tick\"]");
+    stage.do_sitepair(&["deploy"]);
+    let daemon = Daemon(stage.sitepair(&["run"]).spawn().expect("starts"));
+    measure(Contestant::Sitepair);
+    drop(daemon);
+    drop((source, target));
+    let at_source = Sql::connect(&stage.source, "postgres");
+    at_source.run(&format!(
+        "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '{OBJECT}' and active"
+    ));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    at_source.run(&format!("select pg_drop_replication_slot('{OBJECT}')"));
+    at_source.run(&format!("drop database {DATABASE} with (force)"));
+    let at_target = Sql::connect(&stage.target, "postgres");
+    at_target.run(&format!("drop database {DATABASE} with (force)"));
+    at_target.run("select pg_replication_origin_drop(roname) from pg_replication_origin where roname like 'sitepair%'");
+    let _ = std::fs::remove_dir_all(stage.dir.join("topic"));
+    all
+}
+
+/// What it ran on.
+fn head(versions: &[String], scale: f64, runs: usize) -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_once(':').map_or("", |(_, value)| value).trim().to_owned()
+    };
+    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let memory_kib: u64 =
+        field(&memory, "MemTotal").split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default();
+    let tool = Command::new("pg_recvlogical").arg("--version").output();
+    let tool = tool.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    format!(
+        "Machine: {} cores of {}, {} GiB of memory, Linux {}; both servers, sitepair and the load on it.\n\
+         Versions: sitepair {}, PostgreSQL {}, {tool}.\n\
+         Servers: {}; the rest as PostgreSQL has it (fsync and synchronous_commit on, TCP over loopback without TLS).\n\
+         Native: `copy_data = false`, `synchronous_commit` as a subscription has it (off: what is confirmed to the source is flushed \
+         first); sitepair: synchronous_commit on, topic synced at each append, groups as by default.\n\
+         Scale {scale}, {runs} run(s) of each, in turn; the medians, with the least and the most.\n",
+        cores,
+        field(&cpu, "model name"),
+        memory_kib >> 20,
+        read("/proc/sys/kernel/osrelease").trim(),
+        env!("CARGO_PKG_VERSION"),
+        versions.join(", "),
+        stage::SETTINGS.join(", "),
+    )
+}

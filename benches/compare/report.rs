@@ -1,0 +1,226 @@
+//! docs/BENCHMARKS.md and its plot.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use crate::contest::{Contestant, Run};
+use crate::latency::Latency;
+
+/// All runs of one contestant in one workload.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Entry {
+    pub version: String,
+    pub workload: String,
+    pub title: String,
+    pub rows: u64,
+    pub contestant: Contestant,
+    pub runs: Vec<Run>,
+}
+
+impl Entry {
+    fn sorted(&self) -> Vec<f64> {
+        let mut seconds: Vec<f64> = self.runs.iter().map(|run| run.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds
+    }
+
+    /// Median seconds.
+    pub fn median(&self) -> f64 {
+        let seconds = self.sorted();
+        seconds[seconds.len() / 2]
+    }
+
+    fn rate(&self) -> f64 {
+        self.rows as f64 / self.median()
+    }
+
+    /// The run whose time is the median.
+    fn typical(&self) -> &Run {
+        let mut runs: Vec<&Run> = self.runs.iter().collect();
+        runs.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
+        runs[runs.len() / 2]
+    }
+
+    fn cpu(&self, kind: &str) -> f64 {
+        self.typical().usage.by_kind.get(kind).map_or(0.0, |used| used.cpu_s())
+    }
+}
+
+fn find<'a>(entries: &'a [Entry], of: &Entry, contestant: Contestant) -> Option<&'a Entry> {
+    let same = |entry: &&Entry| {
+        (&entry.version, &entry.workload) == (&of.version, &of.workload) && entry.contestant == contestant
+    };
+    entries.iter().find(same)
+}
+
+fn ratio(entries: &[Entry], of: &Entry, to: Contestant) -> String {
+    find(entries, of, to).map_or(String::new(), |to| format!("{:.2}", to.median() / of.median()))
+}
+
+/// Workloads in the order they were played.
+fn scenes(entries: &[Entry]) -> Vec<&Entry> {
+    let mut scenes: Vec<&Entry> = Vec::new();
+    for entry in entries {
+        if !scenes.iter().any(|one| (&one.version, &one.workload) == (&entry.version, &entry.workload)) {
+            scenes.push(entry);
+        }
+    }
+    scenes
+}
+
+/// The tables of the throughput part.
+pub fn throughput(entries: &[Entry]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "### Ratios of medians: above 1 is faster than the other\n");
+    let _ = writeln!(
+        out,
+        "| server | workload | reader / pg_recvlogical | slot to target / native | slot to target / pg_recvlogical | replay / native |\n|---|---|---|---|---|---|"
+    );
+    for scene in scenes(entries) {
+        let of = |one: Contestant, to: Contestant| {
+            find(entries, scene, one).map_or(String::new(), |one| ratio(entries, one, to))
+        };
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} |",
+            scene.version,
+            scene.workload,
+            of(Contestant::Reader, Contestant::Recvlogical),
+            of(Contestant::Sitepair, Contestant::Native),
+            of(Contestant::Sitepair, Contestant::Recvlogical),
+            of(Contestant::Replay, Contestant::Native),
+        );
+    }
+    for scene in scenes(entries) {
+        let _ = writeln!(out, "\n### PostgreSQL {}: {}\n", scene.version, scene.title);
+        let _ = writeln!(
+            out,
+            "| | s (min to max) | rows/s | × pg_recvlogical | × native | CPU s: walsender | client | target | client peak MB | client wrote MB | target WAL MB | loopback MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+        );
+        for entry in entries.iter().filter(|one| (&one.version, &one.workload) == (&scene.version, &scene.workload)) {
+            out.push_str(&line(entries, entry));
+        }
+    }
+    out
+}
+
+fn line(entries: &[Entry], entry: &Entry) -> String {
+    let (seconds, run) = (entry.sorted(), entry.typical());
+    let client = run.usage.by_kind.get("client").cloned().unwrap_or_default();
+    let mb = |bytes: u64| format!("{:.0}", bytes as f64 / 1e6);
+    format!(
+        "| {} | {:.2} ({:.2} to {:.2}) | {:.0} | {} | {} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} |\n",
+        entry.contestant.title(),
+        entry.median(),
+        seconds[0],
+        seconds[seconds.len() - 1],
+        entry.rate(),
+        ratio(entries, entry, Contestant::Recvlogical),
+        ratio(entries, entry, Contestant::Native),
+        entry.cpu("walsender"),
+        entry.cpu("client"),
+        entry.cpu("target, apply") + entry.cpu("target, other"),
+        mb(client.peak_bytes),
+        mb(client.written_bytes),
+        mb(run.target_wal_bytes),
+        mb(run.usage.loopback_bytes),
+    )
+}
+
+/// The table of the latency part.
+pub fn latency(all: &[Latency]) -> String {
+    let mut out = String::from(
+        "| server | load | carried by | arrived | p50 ms | p95 ms | p99 ms | max ms |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for one in all {
+        let _ = writeln!(
+            out,
+            "| {} | {} tx/s for {} s | {} | {} | {:.1} | {:.1} | {:.1} | {:.1} |",
+            one.version,
+            one.rate,
+            one.seconds,
+            one.contestant.title(),
+            one.count,
+            one.p50_ms,
+            one.p95_ms,
+            one.p99_ms,
+            one.max_ms
+        );
+    }
+    out
+}
+
+const BAR: f64 = 11.0;
+const LEFT: f64 = 190.0;
+const WIDTH: f64 = 560.0;
+const COLOURS: [(Contestant, &str); 5] = [
+    (Contestant::Recvlogical, "#9aa5b1"),
+    (Contestant::Native, "#52606d"),
+    (Contestant::Reader, "#7cc4fa"),
+    (Contestant::Sitepair, "#127fbf"),
+    (Contestant::Replay, "#f0b429"),
+];
+
+/// Rows per second, by workload, relative to native replication.
+pub fn plot(entries: &[Entry]) -> String {
+    let scenes = scenes(entries);
+    let most = 4.0;
+    let height = 60.0 + scenes.len() as f64 * (BAR * COLOURS.len() as f64 + 14.0);
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        LEFT + WIDTH + 70.0
+    );
+    for (at, (contestant, colour)) in COLOURS.iter().enumerate() {
+        let x = 10.0 + at as f64 * 160.0;
+        let _ = writeln!(
+            out,
+            "<rect x=\"{x}\" y=\"8\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"17\">{}</text>",
+            x + 14.0,
+            contestant.title()
+        );
+    }
+    let _ = writeln!(out, "<text x=\"10\" y=\"36\">speed relative to native logical replication (1 = the line)</text>");
+    let mut y = 46.0;
+    for scene in scenes {
+        let Some(native) = find(entries, scene, Contestant::Native) else { continue };
+        let _ = writeln!(
+            out,
+            "<text x=\"10\" y=\"{:.0}\">PostgreSQL {}, {}</text>",
+            y + BAR * 2.8,
+            scene.version,
+            scene.workload
+        );
+        for (contestant, colour) in COLOURS {
+            if let Some(entry) = find(entries, scene, contestant) {
+                let times = native.median() / entry.median();
+                let width = WIDTH * times.min(most) / most;
+                let _ = writeln!(
+                    out,
+                    "<rect x=\"{LEFT}\" y=\"{y:.0}\" width=\"{width:.0}\" height=\"{}\" fill=\"{colour}\"/><text x=\"{:.0}\" y=\"{:.0}\">{times:.2}</text>",
+                    BAR - 1.0,
+                    LEFT + width + 4.0,
+                    y + BAR - 2.0
+                );
+            }
+            y += BAR;
+        }
+        y += 14.0;
+    }
+    let x = LEFT + WIDTH / most;
+    let _ = writeln!(out, "<line x1=\"{x}\" y1=\"42\" x2=\"{x}\" y2=\"{y:.0}\" stroke=\"#cf1124\"/>\n</svg>");
+    out
+}
+
+/// Replaces the text between a part's marks, which stay; a new part goes to the end.
+pub fn put(path: &Path, part: &str, text: &str) {
+    let (open, close) = (format!("<!-- {part}: written by `make bench` -->"), format!("<!-- end of {part} -->"));
+    let before = fs::read_to_string(path).unwrap_or_default();
+    let block = format!("{open}\n{}\n{close}", text.trim_end());
+    let after = match (before.find(&open), before.find(&close)) {
+        (Some(from), Some(to)) => format!("{}{block}{}", &before[..from], &before[to + close.len()..]),
+        _ => format!("{}\n\n{block}\n", before.trim_end()),
+    };
+    fs::write(path, after).expect("writable");
+}

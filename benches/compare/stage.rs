@@ -1,0 +1,147 @@
+//! The servers, plain SQL, and the pipeline between them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use sitepair::cli::demo::cluster::Cluster;
+use tokio::runtime::Runtime;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// Settings of both servers; durability is left at PostgreSQL's defaults (fsync and synchronous_commit on).
+pub const SETTINGS: &[&str] = &[
+    "shared_buffers=512MB",
+    "max_wal_size=8GB",
+    "checkpoint_timeout=1h",
+    "autovacuum=off",
+    "wal_sender_timeout=0",
+    "max_connections=100",
+    "max_worker_processes=20",
+    "max_logical_replication_workers=12",
+];
+
+/// Pipeline, slot, publication and origin of this program.
+pub const OBJECT: &str = "sitepair_bench_a_b";
+/// Name of the database at both sites.
+pub const DATABASE: &str = "bench";
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    })
+}
+
+/// A session of the superuser.
+pub struct Sql(Client);
+
+impl Sql {
+    /// Logs in.
+    pub fn connect(cluster: &Cluster, dbname: &str) -> Self {
+        let conninfo = format!("{} application_name=bench", cluster.conninfo("postgres", dbname));
+        Self(runtime().block_on(async {
+            let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("the server answers");
+            tokio::spawn(connection);
+            client
+        }))
+    }
+
+    /// Runs statements; panics with the server's words.
+    pub fn run(&self, sql: &str) {
+        runtime().block_on(self.0.batch_execute(sql)).unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
+    }
+
+    /// The first value of the first row.
+    pub fn text(&self, sql: &str) -> Option<String> {
+        let rows = runtime().block_on(self.0.simple_query(sql)).unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
+        rows.into_iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+            _ => None,
+        })
+    }
+
+    /// All values of the first row, as numbers.
+    pub fn numbers(&self, sql: &str) -> Vec<u64> {
+        let rows = runtime().block_on(self.0.simple_query(sql)).unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
+        let row = rows.into_iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let row = row.expect("a row");
+        (0..row.len()).map(|at| row.get(at).unwrap_or("0").parse().expect("a number")).collect()
+    }
+
+    /// One number.
+    pub fn number(&self, sql: &str) -> u64 {
+        self.numbers(sql)[0]
+    }
+}
+
+/// Two servers of one version, and a directory for topic and files.
+pub struct Stage {
+    pub version: String,
+    pub source: Cluster,
+    pub target: Cluster,
+    pub dir: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    /// Starts both servers.
+    pub fn start(bin: &Path) -> Self {
+        let start = || Cluster::start(bin, SETTINGS).expect("the server starts");
+        let (source, target) = (start(), start());
+        let version = Sql::connect(&source, "postgres").text("show server_version").expect("a version");
+        let version = version.split_whitespace().next().unwrap_or_default().to_owned();
+        let dir = tempfile::tempdir().expect("a directory");
+        Self { version, source, target, dir: dir.path().to_owned(), _dir: dir }
+    }
+
+    /// Major version.
+    pub fn major(&self) -> u32 {
+        self.version.split('.').next().and_then(|major| major.parse().ok()).expect("a version")
+    }
+
+    /// A session at the source's database.
+    pub fn at_source(&self) -> Sql {
+        Sql::connect(&self.source, DATABASE)
+    }
+
+    /// A session at the target's database.
+    pub fn at_target(&self) -> Sql {
+        Sql::connect(&self.target, DATABASE)
+    }
+
+    /// Writes the pipeline file.
+    pub fn write_pipeline(&self, rules: &str) {
+        let login = |cluster: &Cluster| format!("{} sslmode=disable", cluster.conninfo("postgres", DATABASE));
+        let text = format!(
+            "pipeline = \"bench\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{}\"\n[site.b]\npostgres = \"{}\"\n\
+             {rules}\n[topic]\npath = \"topic\"\n[wal]\nlimit = \"500GiB\"\n",
+            login(&self.source),
+            login(&self.target),
+        );
+        std::fs::write(self.dir.join("bench.toml"), text).expect("writable");
+    }
+
+    /// `sitepair`, with the pipeline file; what it logs goes to `sitepair.log`.
+    pub fn sitepair(&self, args: &[&str]) -> Command {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("sitepair.log"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sitepair"));
+        command.arg("--pipeline").arg(self.dir.join("bench.toml")).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
+        command
+    }
+
+    /// Runs a verb, which must succeed.
+    pub fn do_sitepair(&self, args: &[&str]) {
+        let status = self.sitepair(args).status().expect("sitepair runs");
+        assert!(status.success(), "sitepair {args:?}: {status}\n{}", self.log());
+    }
+
+    /// The end of the log.
+    pub fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("sitepair.log")).unwrap_or_default();
+        log.lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
