@@ -73,7 +73,8 @@ fn main() {
     let head = head(&versions, scale, runs);
     println!("{head}");
     if !entries.is_empty() {
-        write("throughput", &format!("{head}\n{}", report::throughput(&entries)));
+        let plot = "![speed relative to native logical replication](benchmarks.svg)";
+        write("throughput", &format!("{head}\n{plot}\n\n{}", report::throughput(&entries)));
     }
     if !latencies.is_empty() {
         write("latency", &format!("{head}\n{}", report::latency(&latencies)));
