@@ -42,8 +42,9 @@ soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy 
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_COPY_ROWS=5000000 $(CARGO) test --locked --release --test it snapshot::bounds -- --nocapture
 
-bench: setup-test ## sitepair beside pg_recvlogical and native replication; writes docs/BENCHMARKS.md (benches/compare/main.rs has its variables)
+bench: setup-test ## sitepair beside pg_recvlogical, native replication and psql; writes docs/BENCHMARKS.md (benches/compare/main.rs and benches/copy.rs have its variables)
 	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) bench --locked --bench compare
+	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) bench --locked --bench copy
 
 bench-parts: setup-test ## criterion benchmarks of decode, record and append
 	$(CARGO) bench --locked --bench wire --bench topic

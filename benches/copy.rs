@@ -7,9 +7,14 @@
 //! | `SITEPAIR_COPY_ROWS` | rows of the table | `5000000` |
 //! | `SITEPAIR_COPY_RUNS` | runs of each contestant; the median counts | `3` |
 //! | `SITEPAIR_COPY_WORKERS` | workers of sitepair's copy, as a list; each is a contestant | `1,4` |
+//! | `SITEPAIR_BENCH_DOCS` | `0`: print only; else docs/BENCHMARKS.md is written too | `1` |
 
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "compare/page.rs"]
+mod page;
+
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -105,11 +110,23 @@ fn main() {
         }
     }
     let medians: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
-    println!("\n{rows} rows, median of {runs}; times of native and psql over it");
     let (native, psql) = (medians[medians.len() - 2], medians[medians.len() - 1]);
-    for (contestant, median) in contestants.iter().zip(&medians) {
-        let name = contestant.name();
-        println!("{name:24} {median:7.2} s   {:5.2} x native   {:5.2} x psql", native / median, psql / median);
+    let version = sql(&source, "postgres", "show server_version");
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let mut table = format!(
+        "PostgreSQL {version}, {cores} cores, {rows} rows of a table with a primary key and a unique index; {runs} run(s) of \
+         each, in turn; the medians, with the least and the most. Ratios above 1: faster than the other.\n\n\
+         | | s (min to max) | × native | × psql |\n|---|---|---|---|\n"
+    );
+    for ((contestant, median), times) in contestants.iter().zip(&medians).zip(&times) {
+        let (name, least, most) = (contestant.name(), times[0], times[times.len() - 1]);
+        let (to_native, to_psql) = (native / median, psql / median);
+        let line = format!("| {name} | {median:.2} ({least:.2} to {most:.2}) | {to_native:.2} | {to_psql:.2} |");
+        writeln!(table, "{line}").expect("a string takes it");
+    }
+    println!("\n{table}");
+    if variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
+        page::put("copy", &table);
     }
 }
 

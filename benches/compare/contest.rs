@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::meter::{Home, Meter, Usage};
-use crate::stage::{DATABASE, OBJECT, Sql, Stage};
+use crate::stage::{Build, DATABASE, OBJECT, Sql, Stage};
 use crate::workload::Workload;
 
 /// Longest time that a contestant may take.
@@ -24,9 +24,9 @@ pub enum Contestant {
     /// What one slot can give.
     Recvlogical,
     /// Slot to topic.
-    Reader,
+    Reader(Build),
     /// Topic to target, right after [`Contestant::Reader`].
-    Replay,
+    Replay(Build),
     /// Native logical replication, each transaction after its commit.
     Native,
     /// The same with `streaming = on`: large transactions are sent before they commit, and spilled at the target.
@@ -34,33 +34,39 @@ pub enum Contestant {
     /// The same with `streaming = parallel`: applied before they commit.
     NativeParallel,
     /// Slot to target through the topic.
-    Sitepair,
+    Sitepair(Build),
 }
 
 impl Contestant {
     /// All who take part in a workload, in turn.
     pub fn of(workload: &Workload, stage: &Stage) -> Vec<Self> {
         use Contestant::*;
-        let mut all = vec![Recvlogical, Reader, Replay, Native];
+        let builds = stage.builds();
+        let mut all = vec![Recvlogical];
+        all.extend(builds.iter().flat_map(|build| [Reader(*build), Replay(*build)]));
+        all.push(Native);
         if workload.large {
             all.push(NativeStreaming);
         }
         if workload.large && stage.major() >= 16 {
             all.push(NativeParallel);
         }
-        all.push(Sitepair);
+        all.extend(builds.iter().copied().map(Sitepair));
         all
     }
 
     pub fn title(self) -> &'static str {
         match self {
             Self::Recvlogical => "pg_recvlogical to a file",
-            Self::Reader => "sitepair, slot to topic",
-            Self::Replay => "sitepair, topic to target",
+            Self::Reader(Build::This) => "sitepair, slot to topic",
+            Self::Replay(Build::This) => "sitepair, topic to target",
+            Self::Reader(Build::Other) => "other build, slot to topic",
+            Self::Replay(Build::Other) => "other build, topic to target",
             Self::Native => "native",
             Self::NativeStreaming => "native, streaming = on",
             Self::NativeParallel => "native, streaming = parallel",
-            Self::Sitepair => "sitepair, slot to target",
+            Self::Sitepair(Build::This) => "sitepair, slot to target",
+            Self::Sitepair(Build::Other) => "other build, slot to target",
         }
     }
 }
@@ -146,26 +152,28 @@ impl<'a> Scene<'a> {
         let slot = match contestant {
             Contestant::Recvlogical => "bench_recvlogical",
             Contestant::Native | Contestant::NativeStreaming | Contestant::NativeParallel => "bench_native",
-            Contestant::Reader | Contestant::Replay | Contestant::Sitepair => OBJECT,
+            Contestant::Reader(_) | Contestant::Replay(_) | Contestant::Sitepair(_) => OBJECT,
         };
-        if contestant != Contestant::Replay {
+        if !matches!(contestant, Contestant::Replay(_)) {
             self.restore_slot(&source, slot);
         }
-        if matches!(contestant, Contestant::Reader | Contestant::Sitepair) {
+        if matches!(contestant, Contestant::Reader(_) | Contestant::Sitepair(_)) {
             let topic = self.stage.dir.join("topic");
             let _ = fs::remove_dir_all(&topic);
             copy_dir(&self.stage.dir.join("topic.seeded"), &topic);
         }
-        if !matches!(contestant, Contestant::Recvlogical | Contestant::Reader) {
+        if !matches!(contestant, Contestant::Recvlogical | Contestant::Reader(_)) {
             self.restore_target();
         }
         source.run("checkpoint");
         Sql::connect(&self.stage.target, "postgres").run("checkpoint");
         let run = match contestant {
             Contestant::Recvlogical => self.recvlogical(&source, slot),
-            Contestant::Reader => self.to_its_end(&source, self.stage.sitepair(&["run", "--reader", "--once"])),
-            Contestant::Replay => self.daemon(&source, &["run", "--applier"]),
-            Contestant::Sitepair => self.daemon(&source, &["run"]),
+            Contestant::Reader(build) => {
+                self.to_its_end(&source, self.stage.sitepair(build, &["run", "--reader", "--once"]))
+            }
+            Contestant::Replay(build) => self.daemon(&source, build, &["run", "--applier"]),
+            Contestant::Sitepair(build) => self.daemon(&source, build, &["run"]),
             Contestant::Native => self.native(&source, slot, "off"),
             Contestant::NativeStreaming => self.native(&source, slot, "on"),
             Contestant::NativeParallel => self.native(&source, slot, "parallel"),
@@ -223,10 +231,10 @@ impl<'a> Scene<'a> {
         Run { seconds, usage, target_wal_bytes: 0 }
     }
 
-    fn daemon(&self, source: &Sql, args: &[&str]) -> Run {
+    fn daemon(&self, source: &Sql, build: Build, args: &[&str]) -> Run {
         let mut daemon = None;
         let run = self.until_visible(source, || {
-            let child = self.stage.sitepair(args).spawn().expect("starts");
+            let child = self.stage.sitepair(build, args).spawn().expect("starts");
             let id = child.id();
             daemon = Some(Daemon(child));
             vec![(id, Home::Client)]

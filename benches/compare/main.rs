@@ -10,6 +10,8 @@
 //! | `SITEPAIR_BENCH_SCALE` | size of the workloads; 1 is a million rows | `0.2` |
 //! | `SITEPAIR_BENCH_RUNS` | runs of each contestant | `3` |
 //! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency` | all |
+//! | `SITEPAIR_BENCH_SECONDS` | length of each latency load | `10` |
+//! | `SITEPAIR_BENCH_OTHER` | another build of sitepair, which plays too (not in the latency part) | none |
 //! | `SITEPAIR_BENCH_DOCS` | `0`: print only | `1` |
 //!
 //! A further contestant is a line in `contest::Contestant::of` and an arm in `Scene::play`.
@@ -19,6 +21,7 @@
 mod contest;
 mod latency;
 mod meter;
+mod page;
 mod report;
 mod stage;
 mod workload;
@@ -29,7 +32,7 @@ use std::process::Command;
 use contest::{Contestant, Daemon, Scene};
 use latency::Latency;
 use report::Entry;
-use stage::{DATABASE, OBJECT, Sql, Stage};
+use stage::{Build, DATABASE, OBJECT, Sql, Stage};
 use workload::Workload;
 
 /// Rates of the latency part, transactions a second.
@@ -88,7 +91,7 @@ fn main() {
 fn write(part: &str, text: &str) {
     println!("{text}");
     if variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
-        report::put(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/BENCHMARKS.md"), part, text);
+        page::put(part, text);
     }
 }
 
@@ -144,8 +147,8 @@ fn measure_latency(stage: &Stage) -> Vec<Latency> {
     target.run("truncate tick");
     stage.write_pipeline("[[tables]]\ninclude = [\"public.tick\"]");
     stage.do_sitepair(&["deploy"]);
-    let daemon = Daemon(stage.sitepair(&["run"]).spawn().expect("starts"));
-    measure(Contestant::Sitepair);
+    let daemon = Daemon(stage.sitepair(Build::This, &["run"]).spawn().expect("starts"));
+    measure(Contestant::Sitepair(Build::This));
     drop(daemon);
     drop((source, target));
     let at_source = Sql::connect(&stage.source, "postgres");

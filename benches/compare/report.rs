@@ -1,11 +1,10 @@
 //! docs/BENCHMARKS.md and its plot.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
 
 use crate::contest::{Contestant, Run};
 use crate::latency::Latency;
+use crate::stage::Build;
 
 /// All runs of one contestant in one workload.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -86,10 +85,10 @@ pub fn throughput(entries: &[Entry]) -> String {
             "| {} | {} | {} | {} | {} | {} |",
             scene.version,
             scene.workload,
-            of(Contestant::Reader, Contestant::Recvlogical),
-            of(Contestant::Sitepair, Contestant::Native),
-            of(Contestant::Sitepair, Contestant::Recvlogical),
-            of(Contestant::Replay, Contestant::Native),
+            of(Contestant::Reader(Build::This), Contestant::Recvlogical),
+            of(Contestant::Sitepair(Build::This), Contestant::Native),
+            of(Contestant::Sitepair(Build::This), Contestant::Recvlogical),
+            of(Contestant::Replay(Build::This), Contestant::Native),
         );
     }
     for scene in scenes(entries) {
@@ -157,9 +156,9 @@ const WIDTH: f64 = 560.0;
 const COLOURS: [(Contestant, &str); 5] = [
     (Contestant::Recvlogical, "#9aa5b1"),
     (Contestant::Native, "#52606d"),
-    (Contestant::Reader, "#7cc4fa"),
-    (Contestant::Sitepair, "#127fbf"),
-    (Contestant::Replay, "#f0b429"),
+    (Contestant::Reader(Build::This), "#7cc4fa"),
+    (Contestant::Sitepair(Build::This), "#127fbf"),
+    (Contestant::Replay(Build::This), "#f0b429"),
 ];
 
 /// Rows per second, by workload, relative to native replication.
@@ -211,16 +210,4 @@ pub fn plot(entries: &[Entry]) -> String {
     let x = LEFT + WIDTH / most;
     let _ = writeln!(out, "<line x1=\"{x}\" y1=\"42\" x2=\"{x}\" y2=\"{y:.0}\" stroke=\"#cf1124\"/>\n</svg>");
     out
-}
-
-/// Replaces the text between a part's marks, which stay; a new part goes to the end.
-pub fn put(path: &Path, part: &str, text: &str) {
-    let (open, close) = (format!("<!-- {part}: written by `make bench` -->"), format!("<!-- end of {part} -->"));
-    let before = fs::read_to_string(path).unwrap_or_default();
-    let block = format!("{open}\n{}\n{close}", text.trim_end());
-    let after = match (before.find(&open), before.find(&close)) {
-        (Some(from), Some(to)) => format!("{}{block}{}", &before[..from], &before[to + close.len()..]),
-        _ => format!("{}\n\n{block}\n", before.trim_end()),
-    };
-    fs::write(path, after).expect("writable");
 }

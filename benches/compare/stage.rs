@@ -77,12 +77,22 @@ impl Sql {
     }
 }
 
+/// Which program of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Build {
+    /// The one that was built with this benchmark.
+    This,
+    /// The one that `SITEPAIR_BENCH_OTHER` names.
+    Other,
+}
+
 /// Two servers of one version, and a directory for topic and files.
 pub struct Stage {
     pub version: String,
     pub source: Cluster,
     pub target: Cluster,
     pub dir: PathBuf,
+    other: Option<PathBuf>,
     _dir: tempfile::TempDir,
 }
 
@@ -94,7 +104,13 @@ impl Stage {
         let version = Sql::connect(&source, "postgres").text("show server_version").expect("a version");
         let version = version.split_whitespace().next().unwrap_or_default().to_owned();
         let dir = tempfile::tempdir().expect("a directory");
-        Self { version, source, target, dir: dir.path().to_owned(), _dir: dir }
+        let other = std::env::var_os("SITEPAIR_BENCH_OTHER").map(PathBuf::from);
+        Self { version, source, target, dir: dir.path().to_owned(), other, _dir: dir }
+    }
+
+    /// The programs that are played.
+    pub fn builds(&self) -> &'static [Build] {
+        if self.other.is_some() { &[Build::Other, Build::This] } else { &[Build::This] }
     }
 
     /// Major version.
@@ -125,17 +141,18 @@ impl Stage {
     }
 
     /// `sitepair`, with the pipeline file; what it logs goes to `sitepair.log`.
-    pub fn sitepair(&self, args: &[&str]) -> Command {
+    pub fn sitepair(&self, build: Build, args: &[&str]) -> Command {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("sitepair.log"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sitepair"));
+        let other = self.other.as_deref().filter(|_| build == Build::Other);
+        let mut command = Command::new(other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_sitepair"))));
         command.arg("--pipeline").arg(self.dir.join("bench.toml")).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
         command
     }
 
-    /// Runs a verb, which must succeed.
+    /// Runs a verb of this build, which must succeed.
     pub fn do_sitepair(&self, args: &[&str]) {
-        let status = self.sitepair(args).status().expect("sitepair runs");
+        let status = self.sitepair(Build::This, args).status().expect("sitepair runs");
         assert!(status.success(), "sitepair {args:?}: {status}\n{}", self.log());
     }
 
