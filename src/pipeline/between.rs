@@ -5,7 +5,7 @@
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::request::{self, Request, Verb};
+use super::request::{self, Asked, Request, Verb};
 use super::seat::{Quiet, Seat};
 use super::{offset, parked, resync, site};
 use crate::config::Pipeline;
@@ -21,17 +21,24 @@ pub async fn ask(pipeline: &Pipeline, flow: &FlowName, request: &Request) -> Res
     let application = format!("sitepair {} {flow}", request.verb.name());
     let at = |fault: Fault| fault.at(&target.name);
     match Seat::take(&target.postgres, flow, &application).await {
-        Ok(seat) => {
-            seat.hold_origin().await.map_err(at)?;
-            let (_running, stop) = watch::channel(false);
-            perform(&seat.quiet(pipeline, stop), request).await
-        }
+        Ok(seat) => sit(pipeline, seat, request).await.map_err(at),
         Err(fault) if fault.code == Code::SecondApplier => {
             let session = session::connect(&target.postgres, &application).await.map_err(at)?;
-            request::ask(&session, flow, request).await
+            // The seat may be that of a command that has just ended: its server needs a moment to notice.
+            let free = async || Seat::take(&target.postgres, flow, &application).await.ok();
+            match request::ask(&session, flow, request, free).await? {
+                Asked::Answered(answer) => Ok(answer),
+                Asked::Free(seat) => sit(pipeline, *seat, request).await.map_err(at),
+            }
         }
         Err(fault) => Err(at(fault)),
     }
+}
+
+async fn sit(pipeline: &Pipeline, seat: Seat, request: &Request) -> Result<Value> {
+    seat.hold_origin().await?;
+    let (_running, stop) = watch::channel(false);
+    perform(&seat.quiet(pipeline, stop), request).await
 }
 
 /// Does it.

@@ -58,6 +58,7 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
     let source = session::connect(&site.postgres, &application_name(flow)).await?;
     let deployed = deployed(&source, flow).await?;
     let confirmed = usable_slot(&source, &deployed).await?;
+    vacant(&source, &deployed).await?;
     let selected = selected(pipeline, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
     let topic = topic::open_writer(&pipeline.topic, flow).await?;
@@ -87,6 +88,15 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
 pub(super) async fn deployed(source: &Session, flow: &FlowName) -> Result<FlowIdentity> {
     let identity = installed::read(source, flow).await?;
     identity.ok_or_else(|| Fault::new(Code::NotDeployed, format!("sitepair.flow has no row for {flow}")))
+}
+
+/// Nobody reads the slot. Looked at before the topic is opened, which fences the writer of another reader.
+async fn vacant(source: &Session, deployed: &FlowIdentity) -> Result<()> {
+    let name = &deployed.genesis.slot;
+    match slot::state(source, name).await? {
+        Some(slot) if slot.active => Err(Fault::new(Code::SecondReader, format!("slot {name} is in use"))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The slot's confirmed position, if it is the one that `deploy` made and still good.

@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::seat::Seat;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
 /// Between two looks for the answer.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks whether a daemon runs at all.
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A row that nobody has taken for so long means that no daemon runs after all, or that it stands still.
 const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
@@ -88,11 +92,25 @@ struct Answer<'a> {
     remedy: Option<&'a str>,
 }
 
-/// Asks the running daemon and waits for its answer. The session holds the lock that says that the command is alive.
+/// What came of a request.
+pub(super) enum Asked {
+    /// The daemon did it.
+    Answered(Value),
+    /// No daemon runs any more, and the request was withdrawn: whoever asked sits here now.
+    Free(Box<Seat>),
+}
+
+/// Asks the running daemon and waits for its answer. The session holds the lock that says that the command is alive. While
+/// nobody takes the request, `free` looks whether the seat is.
 ///
 /// # Errors
 /// The fault that the daemon answered with; `Timeout` when nobody took the request.
-pub(super) async fn ask(target: &Session, flow: &FlowName, request: &Request) -> Result<Value> {
+pub(super) async fn ask(
+    target: &Session,
+    flow: &FlowName,
+    request: &Request,
+    free: impl AsyncFn() -> Option<Seat>,
+) -> Result<Asked> {
     let fault = |error| sqlstate::fault(&error);
     let argument = request.argument.to_string();
     // The lock and the row are there together, or a daemon could take the row for that of a dead command.
@@ -105,27 +123,39 @@ pub(super) async fn ask(target: &Session, flow: &FlowName, request: &Request) ->
         .await
         .map_err(fault)?;
     let id: i64 = row.get(0);
-    let asked = tokio::time::Instant::now();
+    let asked = Instant::now();
+    let mut tried = asked;
     loop {
         let look = "select taken_at is not null, answer::text from sitepair.request where id = $1";
         let row = target.query_opt(look, &[&id]).await.map_err(fault)?;
         let gone = || Fault::new(Code::Interrupted, "the request's row is gone before it was answered");
         let row = row.ok_or_else(gone)?;
         if let Some(answer) = row.get::<_, Option<&str>>(1) {
-            return read(answer);
+            return read(answer).map(Asked::Answered);
         }
-        if !row.get::<_, bool>(0) && asked.elapsed() > TAKEN_WITHIN {
-            // Withdrawn, unless it is taken at this very moment.
-            let withdraw = "update sitepair.request set ended_at = clock_timestamp(), answer = '{\"ok\": false, \"what\": \"withdrawn\"}' \
-                            where id = $1 and taken_at is null";
-            if target.execute(withdraw, &[&id]).await.map_err(fault)? > 0 {
-                let what =
-                    format!("the daemon of flow {flow} did not take the request within {} s", TAKEN_WITHIN.as_secs());
-                return Err(Fault::new(Code::Timeout, what).remedy("see `sitepair status`; nothing was done"));
+        let is_taken: bool = row.get(0);
+        if !is_taken && tried.elapsed() > TRY_INTERVAL {
+            tried = Instant::now();
+            if let Some(seat) = free().await
+                && withdraw(target, id).await?
+            {
+                return Ok(Asked::Free(Box::new(seat)));
             }
+        }
+        if !is_taken && asked.elapsed() > TAKEN_WITHIN && withdraw(target, id).await? {
+            let what =
+                format!("the daemon of flow {flow} did not take the request within {} s", TAKEN_WITHIN.as_secs());
+            return Err(Fault::new(Code::Timeout, what).remedy("see `sitepair status`; nothing was done"));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Withdraws a request; false when it was taken at this very moment.
+async fn withdraw(target: &Client, id: i64) -> Result<bool> {
+    let sql = "update sitepair.request set ended_at = clock_timestamp(), answer = '{\"ok\": false, \"what\": \"withdrawn\"}' \
+               where id = $1 and taken_at is null";
+    target.execute(sql, &[&id]).await.map(|rows| rows > 0).map_err(|error| sqlstate::fault(&error))
 }
 
 fn read(answer: &str) -> Result<Value> {

@@ -22,17 +22,18 @@ const POISON_AFTER: u32 = 3;
 enum Verdict {
     /// Pause, then a fresh attempt.
     Again,
-    /// The other one may be a dead process whose connection the server has not noticed yet: try again until the
-    /// takeover timeout has passed.
+    /// The other one may be a dead process whose connection the server has not noticed yet, or the one that ends because of
+    /// this one: try again until the takeover timeout has passed.
     AgainUntilTakeover,
     /// The part ends.
     End,
 }
 
-/// One row per class and the two codes that a restart after kill -9 can meet.
+/// One row per class and the codes that a restart after kill -9 can meet. A writer is also fenced by its broker, when an
+/// append took too long.
 fn verdict(fault: &Fault) -> Verdict {
     match (fault.code, fault.class()) {
-        (Code::SecondReader | Code::SecondApplier, _) => Verdict::AgainUntilTakeover,
+        (Code::SecondReader | Code::SecondApplier | Code::Fenced, _) => Verdict::AgainUntilTakeover,
         (_, Class::Transient) => Verdict::Again,
         (_, Class::Usage | Class::Failed | Class::Guard) => Verdict::End,
     }

@@ -2,12 +2,13 @@
 
 pub mod broker;
 mod flow;
+mod kill;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -65,6 +66,27 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 fn delete_topic(brokers: &Brokers, topic: &str) {
     let deleted = block_on(async { admin(&brokers.kafka()).delete_topics(&[topic], &AdminOptions::new()).await });
     deleted.expect("deleted").into_iter().for_each(|deleted| drop(deleted.expect("deleted")));
+}
+
+/// Has the broker drop everything by its retention, as it would after a long time.
+fn drop_by_retention(brokers: &Brokers, topic: &str) {
+    let keep_for = |retention_ms: &str| {
+        let settings = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("retention.ms", retention_ms);
+        let altered =
+            block_on(async { admin(&brokers.kafka()).alter_configs(&[settings], &AdminOptions::new()).await });
+        altered.expect("altered").into_iter().for_each(|altered| drop(altered.expect("altered")));
+    };
+    keep_for("1");
+    let consumer: BaseConsumer = client(brokers).create().expect("a consumer");
+    let started = Instant::now();
+    loop {
+        let (low, high) = consumer.fetch_watermarks(topic, 0, PATIENCE).expect("bounds");
+        if low == high {
+            return keep_for("604800000");
+        }
+        assert!(started.elapsed() < Duration::from_secs(120), "{low} to {high} are still held");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Writes a record that is none of ours.

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sitepair::config::Kafka;
@@ -39,10 +39,18 @@ struct Node {
     tls_port: u16,
 }
 
-/// The one broker that most tests share.
+/// The one broker that most tests share. Whoever asks it for a topic that is not there makes it.
 pub fn shared() -> &'static Brokers {
     static SHARED: OnceLock<Brokers> = OnceLock::new();
-    SHARED.get_or_init(|| Brokers::start(1))
+    SHARED.get_or_init(|| Brokers::start(1, "auto.create.topics.enable=true\n"))
+}
+
+/// A broker that may be killed, for one test at a time, and that makes no topic by itself.
+pub fn mortal() -> (&'static Brokers, MutexGuard<'static, ()>) {
+    static MORTAL: OnceLock<Brokers> = OnceLock::new();
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    (MORTAL.get_or_init(|| Brokers::start(1, "auto.create.topics.enable=false\n")), one)
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
@@ -67,8 +75,8 @@ fn java(dir: &Path, heap: &str) -> Command {
 }
 
 impl Brokers {
-    /// Starts so many brokers. Topics get three replicas where there are three.
-    pub fn start(count: usize) -> Brokers {
+    /// Starts so many brokers, with further lines of their properties. Topics get three replicas where there are three.
+    pub fn start(count: usize, more: &str) -> Brokers {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("log4j2.properties"), LOGGING).expect("writable");
         let script = r#"cat >/dev/null; for pid in "$0"/*/pid; do kill -9 $(cat "$pid") 2>/dev/null; done; sleep 0.2; rm -rf "$0""#;
@@ -81,7 +89,7 @@ impl Brokers {
         let nodes = ports.iter().enumerate().map(|(id, [port, tls_port, controller])| {
             let node = Node { dir: dir.path().join(id.to_string()), port: *port, tls_port: *tls_port };
             fs::create_dir(&node.dir).expect("a directory");
-            let text = properties(id, &node, *controller, &voters.join(","), count, dir.path());
+            let text = properties(id, &node, *controller, &voters.join(","), count, dir.path()) + more;
             fs::write(node.dir.join("server.properties"), text).expect("writable");
             node
         });
@@ -113,7 +121,7 @@ impl Brokers {
     pub fn launch(&self, id: usize) {
         let node = &self.nodes[id];
         let log = fs::File::create(node.dir.join("server.log")).expect("a log");
-        let mut command = java(self.dir.path(), "-Xmx288m");
+        let mut command = java(self.dir.path(), "-Xmx256m");
         command.arg("kafka.Kafka").arg(node.dir.join("server.properties"));
         let child = command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("java");
         fs::write(node.dir.join("pid"), child.id().to_string()).expect("writable");
@@ -131,6 +139,18 @@ impl Brokers {
             assert!(started.elapsed() < START_WITHIN, "broker {id} did not start:\n{tail}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// kill -9.
+    pub fn kill(&self, id: usize) {
+        self.signal(id, "KILL");
+    }
+
+    /// Sends a signal: `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, id: usize, signal: &str) {
+        let pid = fs::read_to_string(self.nodes[id].dir.join("pid")).expect("a pid");
+        let sent = Command::new("kill").args(["-s", signal, &pid]).stderr(Stdio::null()).status().expect("kill");
+        assert!(sent.success(), "broker {id} does not run");
     }
 
     /// `HOST:PORT` of each.
@@ -195,9 +215,9 @@ fn properties(id: usize, node: &Node, controller: u16, voters: &str, count: usiz
          transaction.state.log.replication.factor={replicas}\ntransaction.state.log.min.isr={in_sync}\n\
          transaction.state.log.num.partitions=1\ntransaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
          share.coordinator.state.topic.replication.factor=1\nshare.coordinator.state.topic.min.isr=1\n\
-         group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=true\n\
-         broker.heartbeat.interval.ms=300\nbroker.session.timeout.ms=2000\nreplica.lag.time.max.ms=3000\n\
-         controller.quorum.election.timeout.ms=500\ncontroller.quorum.fetch.timeout.ms=1000\n\
+         group.initial.rebalance.delay.ms=0\n\
+         broker.heartbeat.interval.ms=500\nbroker.session.timeout.ms=6000\nreplica.lag.time.max.ms=6000\n\
+         controller.quorum.election.timeout.ms=1000\ncontroller.quorum.fetch.timeout.ms=2000\n\
          log.retention.check.interval.ms=1000\nfile.delete.delay.ms=0\nlog.cleaner.dedupe.buffer.size=2097152\n\
          num.network.threads=2\nnum.io.threads=2\nbackground.threads=2\n",
         port = node.port,

@@ -12,7 +12,11 @@ pub const RULES: &str = "[[tables]]\ninclude = [\"public.account\"]";
 
 /// A pair whose topic lies in Kafka; `topic` is further TOML of its section.
 pub fn pair(version: u32, brokers: &Brokers, topic: &str) -> Pair {
-    let pair = Pair::new(version, SCHEMA, RULES);
+    in_kafka(Pair::new(version, SCHEMA, RULES), brokers, topic)
+}
+
+/// The same pair with its topic in Kafka.
+pub fn in_kafka(pair: Pair, brokers: &Brokers, topic: &str) -> Pair {
     let text = fs::read_to_string(&pair.file).expect("readable");
     let addresses: Vec<_> = brokers.addresses().iter().map(|address| format!("\"{address}\"")).collect();
     let section = format!("[topic]\nkind = \"kafka\"\nbrokers = [{}]\n{topic}", addresses.join(", "));
@@ -102,9 +106,7 @@ fn from_one_site_to_the_other_on_18() {
 }
 
 /// The topic goes while nobody looks, and is made anew by a deploy, or by a stranger.
-#[test]
-fn a_topic_that_was_deleted_stops_both_ends() {
-    let brokers = broker::shared();
+fn deleted(brokers: &Brokers, made_by_stranger: bool) {
     let pair = pair(15, brokers, "");
     pair.deploy();
     pair.source.sql("insert into account (name) values ('a'), ('b')");
@@ -115,25 +117,85 @@ fn a_topic_that_was_deleted_stops_both_ends() {
     assert_eq!(once.code, 4, "no topic, but a checkpoint: {}", once.stderr);
     let once = pair.within(PATIENCE, &["run", "--once", "--reader"]);
     assert!(once.code == 1 && once.stderr.contains("sitepair deploy"), "{}", once.stderr);
+    if made_by_stranger {
+        super::produce_foreign(brokers, &topic);
+        for part in ["--reader", "--applier"] {
+            let once = pair.within(PATIENCE, &["run", "--once", part]);
+            assert!(once.code == 4 && once.stderr.contains("error[topic-damaged]"), "{part}: {}", once.stderr);
+        }
+    } else {
+        pair.deploy();
+        let once = pair.within(PATIENCE, &["run", "--once", "--reader"]);
+        assert!(once.code == 4 && once.stderr.contains("error[gap]"), "{}", once.stderr);
+        let once = pair.within(PATIENCE, &["run", "--once", "--applier"]);
+        assert!(once.code == 4 && once.stderr.contains("error[topic-gap]"), "{}", once.stderr);
+    }
+    back_by_resync(&pair);
+    super::delete_topic(brokers, &topic);
+    back_by_resync(&pair);
+}
+
+/// The way back that the remedies name, whatever is in the topic, and if there is none.
+fn back_by_resync(pair: &Pair) {
+    let resync = pair.sitepair(&["resync", "--yes", "--reason", "the topic was lost"]);
+    assert_eq!(resync.code, 0, "{}{}", resync.stdout, resync.stderr);
+    pair.source.sql("insert into account (name) values ('after')");
+    pair.run_once();
+    pair.assert_equal("account");
+}
+
+#[test]
+fn a_topic_that_was_deleted_and_is_not_made_by_itself_stops_both_ends() {
+    let (brokers, _one) = broker::mortal();
+    deleted(brokers, false);
+}
+
+#[test]
+fn a_topic_that_was_deleted_and_made_by_a_stranger_stops_both_ends() {
+    deleted(broker::shared(), true);
+}
+
+/// A broker drops by age and size, applied or not.
+#[test]
+fn what_retention_dropped_too_early_stops_the_applier() {
+    let brokers = broker::shared();
+    let pair = pair(15, brokers, "");
     pair.deploy();
-    let once = pair.within(PATIENCE, &["run", "--once", "--reader"]);
-    assert!(once.code == 4 && once.stderr.contains("error[gap]"), "{}", once.stderr);
+    pair.source.sql("insert into account (name) values ('a'), ('b')");
+    pair.run_once();
+    pair.source.sql("insert into account (name) values ('c')");
+    let read = pair.within(PATIENCE, &["run", "--once", "--reader"]);
+    assert_eq!(read.code, 0, "{}", read.stderr);
+    super::drop_by_retention(brokers, &format!("sitepair_{}", pair.flow()));
     let once = pair.within(PATIENCE, &["run", "--once", "--applier"]);
     assert!(once.code == 4 && once.stderr.contains("error[topic-gap]"), "{}", once.stderr);
-    super::produce_foreign(brokers, &topic);
-    let once = pair.within(PATIENCE, &["run", "--once", "--applier"]);
-    assert!(once.code == 4 && once.stderr.contains("error[topic-damaged]"), "{}", once.stderr);
-    // The way back that the remedies name.
-    let resync = pair.sitepair(&["resync", "--yes", "--reason", "topic deleted"]);
-    assert_eq!(resync.code, 0, "{}{}", resync.stdout, resync.stderr);
-    pair.source.sql("insert into account (name) values ('c')");
-    pair.run_once();
+    assert!(once.stderr.contains("sitepair resync"), "{}", once.stderr);
+    assert_eq!(pair.target.sql("select count(*) from account"), "2");
+    let once = pair.within(PATIENCE, &["run", "--once", "--reader"]);
+    assert!(once.code == 4 && once.stderr.contains("error[gap]"), "{}", once.stderr);
+    back_by_resync(&pair);
+}
+
+/// The one who comes second waits and gives up; it does not fence the one who is at work.
+#[test]
+fn a_second_reader_leaves_the_first_alone() {
+    let pair = pair(15, broker::shared(), "");
+    let text = fs::read_to_string(&pair.file).expect("readable");
+    fs::write(&pair.file, text + "[tuning]\ntakeover_timeout = \"2s\"\n").expect("writable");
+    pair.deploy();
+    let mut first = pair.daemon(&[], &[]);
+    pair.source.sql("insert into account (name) values ('one')");
+    pair.settle();
+    for (part, says) in [("--reader", "second-reader"), ("--applier", "second-applier")] {
+        let ended = pair.within(PATIENCE, &["run", part]);
+        assert_eq!(ended.code, 4, "{part}: {}", ended.stderr);
+        assert!(ended.stderr.lines().last().is_some_and(|line| line.contains(says)), "{part}: {}", ended.stderr);
+    }
+    pair.source.sql("insert into account (name) values ('two')");
+    pair.settle();
     pair.assert_equal("account");
-    super::delete_topic(brokers, &topic);
-    let resync = pair.sitepair(&["resync", "--yes", "--reason", "topic deleted again"]);
-    assert_eq!(resync.code, 0, "makes the topic that is missing: {}{}", resync.stdout, resync.stderr);
-    pair.run_once();
-    pair.assert_equal("account");
+    assert!(!pair.log().contains("fenced"), "{}", pair.log());
+    assert_eq!(first.stop(), 0);
 }
 
 /// Filled tables are copied by the target's node over its own connection; a rewind applies the log again.
