@@ -45,6 +45,7 @@ create table if not exists sitepair.table_state (
     held_rows boolean,
     snapshot_rows bigint,
     replayed_to pg_lsn,
+    copied_from bigint,
     since timestamptz not null default clock_timestamp(),
     primary key (flow, table_schema, table_name)
 );
@@ -62,6 +63,10 @@ comment on column sitepair.table_state.fingerprint is 'where there is a reason: 
 comment on column sitepair.table_state.held_rows is 'copying: the table held rows before the first chunk, so rows that the source lacks must go';
 comment on column sitepair.table_state.snapshot_rows is 'copying: the source''s own estimate of its rows when the copy began';
 
+alter table sitepair.table_state add column if not exists copied_from bigint;
+comment on column sitepair.table_state.copied_from is
+    'offset at which its last copy began: what the topic holds of the table before it is never applied again, since the copy '
+    'may know what no record says (a table made anew, a partition detached)';
 comment on column sitepair.table_state.replayed_to is
     'after a rewind: every row of the table that no record has touched since is as of this position; null where the table is '
     'exactly at its checkpoint';

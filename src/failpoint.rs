@@ -15,6 +15,8 @@ pub const INSIDE_TRANSACTION: &str = "inside-transaction";
 pub const BEFORE_COMMIT: &str = "before-commit";
 /// The target has committed a group, nothing else happened.
 pub const AFTER_COMMIT: &str = "after-commit";
+/// Between two pieces of a range that is applied again, and before and after its commit.
+pub const REPLAY: &str = "replay";
 /// Before and after the commit that registers a table as copying.
 pub const REGISTER: &str = "register";
 /// Before and after the commit that pauses a table.

@@ -82,6 +82,11 @@ impl Chain {
         self.open.as_ref().map(|open| (open.changes.len(), open.bytes))
     }
 
+    /// Offset of the first record of the transaction under way.
+    pub fn begun(&self) -> Option<Offset> {
+        self.open.as_ref().map(|open| open.first)
+    }
+
     /// Takes what has come of the transaction under way.
     pub fn take(&mut self) -> Vec<Change> {
         match &mut self.open {

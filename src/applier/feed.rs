@@ -72,7 +72,8 @@ pub(super) struct TxEnd {
 }
 
 impl Batch {
-    fn plan(mut self) -> Result<Self> {
+    /// Final states, counts and the newest position of its changes.
+    pub fn plan(mut self) -> Result<Self> {
         self.plan = reduce(&self.changes, 0..self.changes.len())?;
         self.counts = Counts::of(&self.changes);
         self.as_of = self.changes.iter().filter_map(as_of).max();

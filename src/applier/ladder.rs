@@ -26,7 +26,7 @@ use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};
 use crate::config::{OnError, TruncatePolicy};
 use crate::failpoint;
-use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, units};
+use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, Track, units};
 use crate::postgres::table_state;
 
 type Result<T, E = Halt> = std::result::Result<T, E>;
@@ -49,6 +49,8 @@ pub(super) struct Unit<'a> {
 #[derive(Debug, Default)]
 struct Aside {
     parked: Vec<ParkedRow>,
+    /// Of the replay track: how many slots of a table need what is parked; they are left as they are.
+    left_out: Vec<(TableName, u64)>,
     /// Tables that a TRUNCATE of the unit emptied.
     emptied: Emptied,
 }
@@ -63,7 +65,7 @@ pub(super) struct Done {
 
 /// What encloses a unit at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Frame {
+pub(super) enum Frame {
     /// A transaction of its own.
     Transaction,
     /// A piece of a transaction that is open already.
@@ -88,8 +90,8 @@ impl Frame {
 
 /// A transaction that is written piece by piece.
 pub(super) struct Streaming {
-    effects: Effects,
-    counts: Counts,
+    pub effects: Effects,
+    pub counts: Counts,
     aside: Aside,
     rows: u64,
 }
@@ -169,19 +171,23 @@ impl Ladder {
 
     /// A piece of a transaction that is larger than a group.
     pub async fn piece(&mut self, batch: &Batch) -> Result<()> {
-        let mut streaming = match self.streaming.take() {
-            Some(streaming) => streaming,
-            None => {
-                self.writer.target.open_with("BEGIN").await?;
-                let mut effects = self.effects(batch.next, batch.as_of, None);
-                effects.streaming = true;
-                Streaming { effects, counts: Counts::default(), aside: Aside::default(), rows: 0 }
-            }
-        };
+        if self.streaming.is_none() {
+            self.open(batch.next).await?;
+        }
+        let Some(mut streaming) = self.streaming.take() else { return Ok(()) };
         let written = self.write_piece(batch, &mut streaming).await;
         // After a halt too: the pieces before are still there, to be taken back.
         self.streaming = Some(streaming);
         written
+    }
+
+    /// Opens the transaction that is written piece by piece.
+    pub async fn open(&mut self, next: Offset) -> Result<(), Fault> {
+        self.writer.target.open_with("BEGIN").await?;
+        let mut effects = self.effects(next, None, None);
+        effects.streaming = true;
+        self.streaming = Some(Streaming { effects, counts: Counts::default(), aside: Aside::default(), rows: 0 });
+        Ok(())
     }
 
     async fn write_piece(&mut self, batch: &Batch, streaming: &mut Streaming) -> Result<()> {
@@ -397,7 +403,7 @@ impl Ladder {
     }
 
     /// Ends a frame because of a halt; that matters, not how the end went.
-    async fn undo(&mut self, frame: Frame, halt: Halt) -> Halt {
+    pub(super) async fn undo(&mut self, frame: Frame, halt: Halt) -> Halt {
         if let Err(second) = self.writer.target.batch(frame.undo()).await {
             tracing::debug!(error = %second, "rollback");
         }
@@ -419,6 +425,9 @@ impl Ladder {
             let session = &self.writer.target.session;
             let settled = settle(session, &self.checkpoint.flow, unit.next, table, *filtered).await?;
             effects.notes.add(table, "settled", settled);
+        }
+        for (table, number) in &aside.left_out {
+            effects.notes.add(table, "left-out", *number);
         }
         for park in &aside.parked {
             park.store(&self.writer.target.session, &self.checkpoint.flow, when).await?;
@@ -458,6 +467,12 @@ impl Ladder {
                 let aside = closure(slots, &aside);
                 let mut ordered: Vec<u32> = aside.iter().copied().collect();
                 ordered.sort_unstable();
+                if self.checkpoint.track == Track::Replay && !aside.is_empty() {
+                    // What is parked is not parked once more, and what follows it is parked already.
+                    let table = view.slots.relation.table.clone();
+                    set_aside.left_out.push((table, ordered.len() as u64));
+                    ordered.clear();
+                }
                 for slot in ordered {
                     let why = named.iter().find(|(_, _, culprit, _)| *culprit == slot);
                     let (state, what) = match why {

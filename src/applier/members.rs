@@ -2,7 +2,7 @@
 //!
 //! | track | takes |
 //! |---|---|
-//! | main | tables that are joined, and, by [`Unknown`], those without a row |
+//! | main | tables that are joined, each from where its last copy began, and, by [`Unknown`], those without a row |
 //! | joining | tables that are joining, each from its own place on |
 //! | replay | as main; it never registers a table |
 //!
@@ -24,7 +24,7 @@ const RELATIONS: usize = 4096;
 pub(super) struct Members {
     track: Track,
     unknown: Unknown,
-    tables: HashMap<TableName, (State, Option<Offset>)>,
+    tables: HashMap<TableName, TableState>,
     /// By the address of the relation, which is kept so that no other one can have it.
     verdicts: HashMap<usize, (Arc<Relation>, Verdict)>,
 }
@@ -40,9 +40,20 @@ enum Verdict {
     New,
 }
 
+/// How a track stands to a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// It takes it.
+    Taken,
+    /// It takes later ones of the table.
+    Earlier,
+    /// It takes none of the table.
+    Other,
+}
+
 impl Members {
     pub fn new(track: Track, unknown: Unknown, tables: Vec<TableState>) -> Self {
-        let tables = tables.into_iter().map(|table| (table.table, (table.state, table.next))).collect();
+        let tables = tables.into_iter().map(|table| (table.table.clone(), table)).collect();
         Self { track, unknown, tables, verdicts: HashMap::new() }
     }
 
@@ -50,14 +61,17 @@ impl Members {
     pub fn is_empty(&self) -> bool {
         match self.track {
             Track::Main | Track::Replay => false,
-            Track::Joining => !self.tables.values().any(|(state, _)| *state == State::Joining),
+            Track::Joining => !self.tables.values().any(|table| table.state == State::Joining),
         }
     }
 
     fn verdict(&self, table: &TableName) -> Verdict {
-        match (self.track, self.tables.get(table)) {
-            (Track::Main | Track::Replay, Some((State::Joined, _))) => Verdict::Take,
-            (Track::Joining, Some((State::Joining, next))) => next.map_or(Verdict::Take, Verdict::TakeFrom),
+        let known = self.tables.get(table);
+        match (self.track, known.map(|known| (known.state, known))) {
+            (Track::Main | Track::Replay, Some((State::Joined, known))) => {
+                known.copied_from.map_or(Verdict::Take, Verdict::TakeFrom)
+            }
+            (Track::Joining, Some((State::Joining, known))) => known.next.map_or(Verdict::Take, Verdict::TakeFrom),
             (_, Some(_)) | (Track::Joining, None) => Verdict::Leave,
             (Track::Main | Track::Replay, None) if self.unknown == Unknown::Joined => Verdict::Take,
             (Track::Main, None) => Verdict::New,
@@ -76,6 +90,16 @@ impl Members {
         }
         self.verdicts.insert(address, (Arc::clone(relation), verdict));
         verdict
+    }
+
+    /// How a track stands to a change of a record; `next` is the offset after the record.
+    pub fn stand(&mut self, relation: &Arc<Relation>, next: Offset) -> Stand {
+        match self.look_up(relation) {
+            Verdict::Take => Stand::Taken,
+            Verdict::TakeFrom(place) if next > place => Stand::Taken,
+            Verdict::TakeFrom(_) => Stand::Earlier,
+            Verdict::Leave | Verdict::New => Stand::Other,
+        }
     }
 
     /// Leaves of a transaction, or of a piece of one, what the track takes; `next` is the offset after its last record.
@@ -135,6 +159,7 @@ mod tests {
             horizon: None,
             reason: None,
             fingerprint: None,
+            copied_from: None,
             held_rows: None,
             snapshot_rows: None,
             since_us: 0,
@@ -176,6 +201,20 @@ mod tests {
             assert_eq!(truncated.join(" "), taken, "{track:?} {unknown:?} {next}");
             let registered: Vec<_> = registered.into_iter().map(|table| table.name).collect();
             assert_eq!(registered.join(" "), new);
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_from_before_a_copy() {
+        let joined = TableState { copied_from: Some(Offset(10)), ..row("t", State::Joined, None) };
+        for track in [Track::Main, Track::Replay] {
+            let mut members =
+                Members::new(track, Unknown::Copy, vec![joined.clone(), row("u", State::Paused, Some(3))]);
+            for (name, next, stand) in
+                [("t", 10, Stand::Earlier), ("t", 11, Stand::Taken), ("u", 11, Stand::Other), ("v", 11, Stand::Other)]
+            {
+                assert_eq!(members.stand(&relation(name), Offset(next)), stand, "{track:?} {name} {next}");
+            }
         }
     }
 

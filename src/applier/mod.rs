@@ -7,7 +7,8 @@
 //! ```
 //! Reading order: [`chain`] (is this the flow's topic, which transactions are whole), [`reduce`] (a group's final state per
 //! key), [`feed`] (how large a group is), [`table`] and [`statement`] (how a final state is written), [`mod@write`] and
-//! [`relocate`] (the two ways to write), [`ladder`] (what happens to a group that fails), [`checkpoint`].
+//! [`relocate`] (the two ways to write), [`ladder`] (what happens to a group that fails), [`checkpoint`]; [`replay`] (a middle
+//! range, applied again).
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ mod members;
 mod park;
 mod reduce;
 mod relocate;
+pub mod replay;
 mod scope;
 mod select;
 pub mod settle;

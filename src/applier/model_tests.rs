@@ -97,7 +97,7 @@ fn step(random: &mut StdRng) -> Step {
         30 => Step::Replay {
             back: random.random_range(1..12),
             length: random.random_range(1..8),
-            group: random.random_range(1..4),
+            piece: random.random_range(1..9),
         },
         _ if random.random_bool(0.3) => Step::Resync { table },
         _ => Step::Read { transactions: 8 },

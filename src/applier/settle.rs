@@ -4,11 +4,11 @@
 //! | step | displaced rows | shadow |
 //! |---|---|---|
 //! | rewind | stay: a record ahead settles each, or it is restored at the new horizon, which is no lower | of a table that was exactly at its checkpoint, begins anew; of one that was before a rewind's end, stays: its images are the newest there are |
-//! | joining or replay ends | go to the main track, and so does the horizon | of a replay, is dropped |
+//! | joining or replay ends | go to the main track, and so does the horizon | of a replay: its images are dropped, not the marks that say that there are none |
 
 use tokio_postgres::Client;
 
-use crate::model::{FlowName, Result};
+use crate::model::{FlowName, Result, Track};
 use crate::postgres::sqlstate;
 
 /// Before the main checkpoint of a flow is moved, in the same transaction: notes for each joined table as of where its rows
@@ -32,13 +32,17 @@ pub async fn before_move(client: &Client, flow: &FlowName) -> Result<()> {
 ///
 /// # Errors
 /// What the server says.
-pub async fn before_side_ends(client: &Client, flow: &FlowName) -> Result<()> {
-    const DISPLACED: &str = "UPDATE sitepair.displaced SET track = 'main' WHERE flow = $1 AND track <> 'main'";
-    const SHADOW: &str = "DELETE FROM sitepair.shadow s USING sitepair.checkpoint c WHERE s.flow = $1 AND c.flow = s.flow \
-         AND c.track = 'replay'";
+pub async fn before_side_ends(client: &Client, flow: &FlowName, track: Track) -> Result<()> {
+    // A row of a joining table is that track's by the state of its table, whatever it says here.
+    const DISPLACED: &str = "UPDATE sitepair.displaced SET track = 'main' WHERE flow = $1 AND track = $2";
+    const SHADOW: &str = "DELETE FROM sitepair.shadow WHERE flow = $1 AND $2 = 'replay' AND key <> 'null'";
     const HORIZON: &str = "UPDATE sitepair.checkpoint m SET horizon = greatest(m.horizon, s.horizon) \
-         FROM sitepair.checkpoint s WHERE m.flow = $1 AND m.track = 'main' AND s.flow = m.flow AND s.track <> 'main'";
-    execute(client, flow, &[DISPLACED, SHADOW, HORIZON]).await
+         FROM sitepair.checkpoint s WHERE m.flow = $1 AND m.track = 'main' AND s.flow = m.flow AND s.track = $2";
+    for sql in [DISPLACED, SHADOW, HORIZON] {
+        let done = client.execute(sql, &[&flow.to_string(), &track.name()]).await;
+        done.map_err(|error| sqlstate::fault(&error))?;
+    }
+    Ok(())
 }
 
 async fn execute(client: &Client, flow: &FlowName, statements: &[&str]) -> Result<()> {

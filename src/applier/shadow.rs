@@ -32,7 +32,13 @@ impl Shadow {
         let (state, replay) = match track {
             Track::Main => ("joined", false),
             Track::Joining => ("joining", false),
-            Track::Replay => return Ok(Self { replayed_to: HashMap::new(), replay: true, state: "joined" }),
+            Track::Replay => {
+                // The main track may be before the end of a rewind of its own.
+                if in_reach {
+                    Self::mark(session, flow, at).await?;
+                }
+                return Ok(Self { replayed_to: HashMap::new(), replay: true, state: "joined" });
+            }
         };
         let rows = session.query(LOAD, &[&flow, &state]).await.map_err(|error| sqlstate::fault(&error))?;
         let table = |row: tokio_postgres::Row| {

@@ -199,6 +199,15 @@ impl Catalog {
         self.tables.get(name)
     }
 
+    /// Tables with a unique index over a column whose equality is its collation's: two texts of a key may name one row.
+    pub fn doubtful(&self) -> HashSet<TableName> {
+        let doubtful = |table: &&CatalogTable| {
+            let indexed = table.indexes.iter().flat_map(|index| &index.columns);
+            indexed.filter_map(|name| table.column(name)).any(|column| column.collation == Collation::Nondeterministic)
+        };
+        self.tables.values().filter(doubtful).map(|table| table.table.clone()).collect()
+    }
+
     fn match_up(&self, relation: &Arc<Relation>) -> Result<Table> {
         let sql = relation.table.sql();
         let Some(found) = self.tables.get(&relation.table) else {

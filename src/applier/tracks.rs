@@ -61,7 +61,7 @@ async fn begin(client: &Client, flow: &FlowName) -> Result<Option<Checkpoint>> {
     let horizon = ready.iter().filter_map(|table| table.horizon).max().unwrap_or(end_lsn);
     let names: Vec<TableName> = ready.iter().map(|table| table.table.clone()).collect();
     table_state::joining(client, flow, &names).await?;
-    start(client, &name, next, end_lsn, horizon).await?;
+    start(client, &name, Track::Joining, next, end_lsn, horizon).await?;
     for table in ready {
         let detail = json!({ "from": table.state.name(), "next_offset": table.next, "end_lsn": end_lsn.to_string() });
         table_state::event(client, flow, "joining", Some(&table.table), &detail, None).await?;
@@ -70,20 +70,28 @@ async fn begin(client: &Client, flow: &FlowName) -> Result<Option<Checkpoint>> {
 }
 
 /// The track's checkpoint, of the identity of the main one, and the journal row that says where it begins.
-async fn start(client: &Client, flow: &str, next: Offset, end_lsn: Lsn, horizon: Lsn) -> Result<()> {
+pub(super) async fn start(
+    client: &Client,
+    flow: &str,
+    track: Track,
+    next: Offset,
+    end_lsn: Lsn,
+    horizon: Lsn,
+) -> Result<()> {
     const START: &str = "WITH begun AS (\
            INSERT INTO sitepair.checkpoint (flow, track, flow_id, next_offset, end_lsn, horizon, pipeline, source_site, \
              target_site, system_id, timeline, slot, source_database, source_database_oid) \
-           SELECT flow, 'joining', flow_id, $2, $3::text::pg_lsn, $4::text::pg_lsn, pipeline, source_site, target_site, \
+           SELECT flow, $5, flow_id, $2, $3::text::pg_lsn, $4::text::pg_lsn, pipeline, source_site, target_site, \
              system_id, timeline, slot, source_database, source_database_oid \
            FROM sitepair.checkpoint WHERE flow = $1 AND track = 'main' \
            ON CONFLICT (flow, track) DO UPDATE SET flow_id = excluded.flow_id, next_offset = excluded.next_offset, \
              end_lsn = excluded.end_lsn, horizon = excluded.horizon, commit_time = NULL RETURNING 1) \
          INSERT INTO sitepair.journal (flow, track, first_offset, last_offset, first_lsn, end_lsn, transactions, rows, \
            counts, status, duration_ms) \
-         SELECT $1, 'joining', $2, $2::int8 - 1, $3::text::pg_lsn, $3::text::pg_lsn, 0, 0, '{}', 'moved', 0 FROM begun";
+         SELECT $1, $5, $2, $2::int8 - 1, $3::text::pg_lsn, $3::text::pg_lsn, 0, 0, '{}', 'moved', 0 FROM begun";
     let next = i64::try_from(next.0).unwrap_or(i64::MAX);
-    let started = client.execute(START, &[&flow, &next, &end_lsn.to_string(), &horizon.to_string()]).await;
+    let (end_lsn, horizon, track) = (end_lsn.to_string(), horizon.to_string(), track.name());
+    let started = client.execute(START, &[&flow, &next, &end_lsn, &horizon, &track]).await;
     started.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
@@ -123,7 +131,7 @@ async fn finish(client: &Client, flow: &FlowName) -> Result<Option<Vec<TableName
     let names: Vec<TableName> =
         tables.into_iter().filter(|table| table.state == State::Joining).map(|table| table.table).collect();
     table_state::joined(client, flow, &names).await?;
-    settle::before_side_ends(client, flow).await?;
+    settle::before_side_ends(client, flow, Track::Joining).await?;
     client.execute(END, &[&name]).await.map_err(|error| sqlstate::fault(&error))?;
     let horizon = side.horizon.to_string();
     let detail = json!({ "next_offset": main.next, "end_lsn": main.end_lsn.to_string(), "horizon": horizon });

@@ -197,8 +197,13 @@ Safe while `run` is running and while it is not. After a step back the target sh
 const REPLAY_EXAMPLES: &str = "\
 WHERE is an OFFSET (decimal), an LSN (X/Y), a TIME (RFC 3339 of the source's commit) or earliest, as for `offset reset`.
 
+Without --to the checkpoint goes back to --from, and everything is applied again from there on.
+With --to the checkpoint stays, and [--from, --to) is applied again for the rows that nothing behind it changes; the answer
+says what is left out and why. It happens in one transaction at the target: whole, or not at all.
+
 Examples:
-  sitepair offset replay --from 2026-11-21T09:30:00Z --dry-run";
+  sitepair offset replay --from 2026-11-21T09:30:00Z --dry-run
+  sitepair offset replay --from 2026-11-21T09:30:00Z --to 2026-11-21T10:00:00Z --dry-run";
 
 /// Options of `offset reset`.
 #[derive(Debug, Clone, Args)]
@@ -220,6 +225,13 @@ pub struct ReplayArgs {
     /// The first record to apply again.
     #[arg(long, value_name = "WHERE")]
     pub from: String,
+    /// The first record that is not applied again; the checkpoint stays where it is.
+    #[arg(long, value_name = "WHERE")]
+    pub to: Option<String>,
+    /// With --to and --reason: apply changes of rows that were changed again since, too. Such rows are left with values
+    /// older than the source's.
+    #[arg(long, requires = "to")]
+    pub allow_older_values: bool,
     /// Why; the journal keeps it.
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

@@ -6,9 +6,12 @@ use serde::Serialize;
 use super::args::{Common, OffsetVerb};
 use super::output::Output;
 use super::{flows, one_flow, operator};
+use crate::applier::replay::{Kinds, Replayed};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result};
-use crate::pipeline::offset::{self, Act, Aside, Direction, Estimate, Moved, Preview, Route, Standing};
+use crate::pipeline::offset::{
+    self, Act, Again, Aside, Direction, Estimate, Moved, Outcome, Outlook, Preview, Route, Standing,
+};
 use crate::pipeline::{between, site};
 use crate::postgres::session::{self, Session};
 
@@ -21,20 +24,30 @@ pub async fn run(pipeline: &Pipeline, common: &Common, verb: &OffsetVerb, output
     let (act, dry_run, reason) = match verb {
         OffsetVerb::Show => return show(pipeline, common, output).await,
         OffsetVerb::Reset(args) => (Act::OffsetReset { to: args.to.clone() }, args.dry_run, args.reason.clone()),
-        OffsetVerb::Replay(args) => (Act::Replay { from: args.from.clone() }, args.dry_run, args.reason.clone()),
+        OffsetVerb::Replay(args) => {
+            let (from, to) = (args.from.clone(), args.to.clone());
+            let act = Act::Replay { from, to, allow_older_values: args.allow_older_values };
+            (act, args.dry_run, args.reason.clone())
+        }
     };
     let flow = one_flow(pipeline, common)?;
     if dry_run {
         let preview = offset::preview(pipeline, flow, &connect(pipeline, flow).await?, &act).await?;
-        say_preview(&preview, output);
+        match &preview {
+            Outlook::Move(preview) => say_preview(preview, output),
+            Outlook::Middle(again) => say_again(again, true, output),
+        }
         output.object(&Answer { flow: flow.to_string(), dry_run: true, done: &preview })?;
         return Ok(0);
     }
     let answer = between::ask(pipeline, flow, &act.request(reason, operator::name())?).await?;
     let unreadable = |error| Fault::new(Code::Sql, format!("the daemon's answer can't be read: {error}"));
-    let moved: Moved = serde_json::from_value(answer).map_err(unreadable)?;
-    say_moved(&moved, output);
-    output.object(&Answer { flow: flow.to_string(), dry_run: false, done: &moved })?;
+    let outcome: Outcome = serde_json::from_value(answer).map_err(unreadable)?;
+    match &outcome {
+        Outcome::Moved(moved) => say_moved(moved, output),
+        Outcome::Again(again) => say_again(again, false, output),
+    }
+    output.object(&Answer { flow: flow.to_string(), dry_run: false, done: &outcome })?;
     Ok(0)
 }
 
@@ -139,5 +152,43 @@ fn say_moved(moved: &Moved, output: Output) {
     }
     if moved.parked_dropped > 0 {
         output.line(&format!("{} parked operations were dropped: their changes are ahead again", moved.parked_dropped));
+    }
+}
+
+fn say_again(again: &Again, dry_run: bool, output: Output) {
+    let Replayed { from_offset, from_lsn, to_offset, to_lsn, transactions, bytes, .. } = &again.replayed;
+    say_inside(again.from_inside, *from_offset, output);
+    say_inside(again.to_inside, *to_offset, output);
+    output.line(&format!("from offset {from_offset} (LSN {from_lsn}) to offset {to_offset} (LSN {to_lsn})"));
+    output.line(&format!("{transactions} transactions, {} of records", ByteSize(*bytes)));
+    let replayed = &again.replayed;
+    if let (Some(first), Some(last)) = (&replayed.first_commit_time, &replayed.last_commit_time) {
+        output.line(&format!("committed {first} to {last}"));
+    }
+    let (applied, left_out) = match dry_run {
+        true => ("would be applied again", "would be left out"),
+        false => ("applied again", "left out"),
+    };
+    say_kinds(applied, &replayed.applied, output);
+    say_kinds(left_out, &replayed.left_out, output);
+    say_kinds("changed again since, with OLDER VALUES now", &replayed.older_values, output);
+    say_kinds("besides", &replayed.notes, output);
+    if dry_run {
+        return output.line("nothing was changed");
+    }
+    let (offset, lsn) = (again.checkpoint_offset, again.checkpoint_lsn);
+    output.line(&format!("the checkpoint is where it was: offset {offset} (LSN {lsn})"));
+    if replayed.consistent_from_lsn > lsn {
+        output.line(&format!("the target is consistent again from LSN {}", replayed.consistent_from_lsn));
+    }
+    if !replayed.older_values.is_empty() {
+        output.line(&format!("to get the newest values back: sitepair offset replay --from {from_offset}"));
+    }
+}
+
+fn say_kinds(what: &str, tables: &Kinds, output: Output) {
+    for (table, kinds) in tables {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, number)| format!("{number} {kind}")).collect();
+        output.line(&format!("  {what}: {table}: {}", kinds.join(", ")));
     }
 }

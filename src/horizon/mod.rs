@@ -79,6 +79,12 @@ impl Horizon {
         Self { position: to, horizon: self.horizon.max(self.position) }
     }
 
+    /// The state of a track that applies the log from `from` to `to` again, while this one stays where it is: rows that no
+    /// later record names are as of the range's end, and where this one is before its horizon, they may be as new as that.
+    pub fn replaying(self, from: Lsn, to: Lsn) -> Self {
+        Self { position: from, horizon: self.horizon.max(to) }
+    }
+
     /// The state of two tracks that become one, at the position of this one.
     pub fn joined(self, other: Self) -> Self {
         Self { position: self.position, horizon: self.horizon.max(other.horizon) }
@@ -196,6 +202,8 @@ mod tests {
         assert!(state.advance(Lsn(30)));
         assert!(!state.advance(Lsn(31)));
         assert_eq!(state.position(), Lsn(31));
+        assert_eq!(state.replaying(Lsn(5), Lsn(7)), Horizon::new(Lsn(5), Lsn(30)), "it is no newer than the flow");
+        assert_eq!(Horizon::new(Lsn(9), Lsn(3)).replaying(Lsn(5), Lsn(7)), Horizon::new(Lsn(5), Lsn(7)));
         let back = state.rewound(Lsn(5));
         assert_eq!(back, Horizon::new(Lsn(5), Lsn(31)));
         assert_eq!(back.rewound(Lsn(2)).horizon(), Lsn(31), "a rewind inside a rewind does not lower it");

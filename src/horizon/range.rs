@@ -22,8 +22,8 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Change, Code, Datum, Fault, Offset, Relation, Result, Row, TableName};
 
-/// Most keys that are remembered: 128 MiB at 16 bytes each. While they are gathered the vector may have twice that.
-pub const MAX_KEYS: usize = 8 << 20;
+/// Most keys that are remembered: 64 MiB at 16 bytes each. While they are gathered the vector may have twice that.
+pub const MAX_KEYS: usize = 4 << 20;
 
 /// What the log holds behind the end of a range, as far as it matters there.
 ///
@@ -35,14 +35,43 @@ pub struct LaterKeys {
     /// Sorted and without doubles up to `sorted`.
     keys: Vec<u128>,
     sorted: usize,
-    /// Nothing of these may be applied again.
-    tables: HashSet<TableName>,
+    /// Emptied in the range or after it: nothing of these may be applied again.
+    truncated: HashSet<TableName>,
+    /// Named later by keys that may have other texts.
+    inexact: HashSet<TableName>,
+    /// Tables whose keys may be equal although their texts differ, by what the target says of their collations.
+    doubtful: HashSet<TableName>,
+}
+
+/// Why a change of the range is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// A later record names its row.
+    ChangedLater,
+    /// Its table is truncated in the range or after it.
+    Truncated,
+    /// Later records name rows of its table, and two texts of a key may mean one row.
+    InexactKey,
+}
+
+/// What of a change of the range may be applied again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// All of it.
+    Whole,
+    /// Of a key change, that the row under the old key is gone.
+    OldSide,
+    /// Of a key change, the row under the new key.
+    NewSide,
+    /// Nothing.
+    Nothing(Reason),
 }
 
 impl LaterKeys {
-    /// For a range that ends before `to`.
-    pub fn new(to: Offset) -> Self {
-        Self { to, keys: Vec::new(), sorted: 0, tables: HashSet::new() }
+    /// For a range that ends before `to`. The keys of the tables in `doubtful` may be equal although their texts differ.
+    pub fn new(to: Offset, doubtful: HashSet<TableName>) -> Self {
+        let (truncated, inexact) = (HashSet::new(), HashSet::new());
+        Self { to, keys: Vec::new(), sorted: 0, truncated, inexact, doubtful }
     }
 
     /// Takes note of one change. Every change from the beginning of the range up to the checkpoint must be shown once, in
@@ -53,7 +82,7 @@ impl LaterKeys {
     pub fn note(&mut self, at: Offset, change: &Change) -> Result<()> {
         match change {
             Change::Truncate { relations } => {
-                self.tables.extend(relations.iter().map(|relation| relation.table.clone()));
+                self.truncated.extend(relations.iter().map(|relation| relation.table.clone()));
                 return Ok(());
             }
             Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. } if at < self.to => return Ok(()),
@@ -77,67 +106,82 @@ impl LaterKeys {
             .remedy("replay to the checkpoint (leave out --to): a suffix has no such limit"))
     }
 
-    /// Everything was shown: from here on [`LaterKeys::narrow`] may be asked.
+    /// Everything was shown: from here on the others may be asked.
     pub fn end(&mut self) {
         self.compact();
     }
 
-    /// What of a change of the range may be applied; `None` for nothing. Rows are to be written as ahead of a horizon at
-    /// the end of the range.
-    pub fn narrow(&self, change: Change) -> Option<Change> {
-        match change {
-            Change::Truncate { .. } => None,
-            Change::Insert { relation, new } => {
-                self.free(&relation, &new_key(&relation, &new, None)).then_some(Change::Insert { relation, new })
+    /// What of a change of the range may be applied. Rows are to be written as ahead of a horizon at the end of the range.
+    pub fn verdict(&self, change: &Change) -> Verdict {
+        let relation = match change {
+            Change::Truncate { .. } => return Verdict::Nothing(Reason::Truncated),
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                relation
             }
-            Change::Delete { relation, key } => {
-                self.free(&relation, &key.iter().collect::<Vec<_>>()).then_some(Change::Delete { relation, key })
-            }
-            Change::Update { relation, old_key, mut new, as_of } => {
-                let new_free = self.free(&relation, &new_key(&relation, &new, old_key.as_ref()));
-                let Some(old) = old_key else {
-                    return new_free.then_some(Change::Update { relation, old_key: None, new, as_of });
-                };
-                match (self.free(&relation, &old.iter().collect::<Vec<_>>()), new_free) {
-                    (true, true) => Some(Change::Update { relation, old_key: Some(old), new, as_of }),
-                    (true, false) => Some(Change::Delete { relation, key: old }),
-                    (false, true) => {
-                        complete(&relation, &mut new, &old);
-                        Some(Change::Update { relation, old_key: None, new, as_of })
-                    }
-                    (false, false) => None,
-                }
-            }
+        };
+        if self.truncated.contains(&relation.table) {
+            return Verdict::Nothing(Reason::Truncated);
+        }
+        if self.inexact.contains(&relation.table) {
+            return Verdict::Nothing(Reason::InexactKey);
+        }
+        let old_free = |old: &Row| self.free(relation, &old.iter().collect::<Vec<_>>());
+        let (old, new) = match change {
+            Change::Insert { new, .. } => (None, Some((new, None))),
+            Change::Update { old_key, new, .. } => (old_key.as_ref(), Some((new, old_key.as_ref()))),
+            Change::Delete { key, .. } => (Some(key), None),
+            Change::Truncate { .. } => (None, None),
+        };
+        let new = new.map(|(new, old_key)| self.free(relation, &new_key(relation, new, old_key)));
+        match (old.map(old_free), new) {
+            (Some(true) | None, Some(true) | None) => Verdict::Whole,
+            (Some(true), Some(false)) => Verdict::OldSide,
+            (Some(false), Some(true)) => Verdict::NewSide,
+            (Some(false), Some(false) | None) | (None, Some(false)) => Verdict::Nothing(Reason::ChangedLater),
         }
     }
 
-    /// True when all of a change may be applied.
-    pub fn allows(&self, change: &Change) -> bool {
-        self.narrow(change.clone()).as_ref() == Some(change)
-    }
-
-    /// The tables of which nothing may be applied.
-    pub fn tables_left_out(&self) -> impl Iterator<Item = &TableName> {
-        self.tables.iter()
+    /// What is left of a change by [`LaterKeys::verdict`]; `None` for nothing.
+    pub fn narrow(&self, change: Change) -> Option<Change> {
+        let verdict = self.verdict(&change);
+        cut(change, verdict)
     }
 
     fn name(&mut self, relation: &Relation, key: &[&Datum]) {
-        if self.tables.contains(&relation.table) {
-        } else if relation.columns.iter().filter(|column| column.key).all(has_one_text) {
+        if self.truncated.contains(&relation.table) || self.inexact.contains(&relation.table) {
+            return;
+        }
+        let exact = relation.columns.iter().filter(|column| column.key).all(has_one_text);
+        if exact && !self.doubtful.contains(&relation.table) {
             self.keys.push(hash(&relation.table, key));
         } else {
-            self.tables.insert(relation.table.clone());
+            self.inexact.insert(relation.table.clone());
         }
     }
 
     fn free(&self, relation: &Relation, key: &[&Datum]) -> bool {
-        !self.tables.contains(&relation.table) && self.keys.binary_search(&hash(&relation.table, key)).is_err()
+        self.keys.binary_search(&hash(&relation.table, key)).is_err()
     }
 
     fn compact(&mut self) {
         self.keys.sort_unstable();
         self.keys.dedup();
         self.sorted = self.keys.len();
+    }
+}
+
+/// What a verdict leaves of a change.
+pub fn cut(change: Change, verdict: Verdict) -> Option<Change> {
+    match (verdict, change) {
+        (Verdict::Whole, change) => Some(change),
+        (Verdict::OldSide, Change::Update { relation, old_key: Some(key), .. }) => {
+            Some(Change::Delete { relation, key })
+        }
+        (Verdict::NewSide, Change::Update { relation, old_key: Some(old), mut new, as_of }) => {
+            complete(&relation, &mut new, &old);
+            Some(Change::Update { relation, old_key: None, new, as_of })
+        }
+        (Verdict::OldSide | Verdict::NewSide | Verdict::Nothing(_), _) => None,
     }
 }
 
@@ -214,8 +258,12 @@ mod tests {
         Change::Update { relation: Arc::clone(relation), old_key, new: row(&[new, "~"]), as_of: None }
     }
 
+    fn allows(later: &LaterKeys, change: &Change) -> bool {
+        later.verdict(change) == Verdict::Whole
+    }
+
     fn later(changes: &[Change]) -> LaterKeys {
-        let mut later = LaterKeys::new(Offset(10));
+        let mut later = LaterKeys::new(Offset(10), HashSet::new());
         for change in changes {
             later.note(Offset(10), change).unwrap();
         }
@@ -228,10 +276,10 @@ mod tests {
         let (t, u) = (relation("t", INT), relation("u", INT));
         let later = later(&[insert(&t, "1"), delete(&t, "2"), rekey(&t, Some("3"), "4"), rekey(&t, None, "5")]);
         for key in ["1", "2", "3", "4", "5"] {
-            assert!(!later.allows(&insert(&t, key)) && !later.allows(&delete(&t, key)), "{key}");
-            assert!(later.allows(&insert(&u, key)), "another table");
+            assert!(!allows(&later, &insert(&t, key)) && !allows(&later, &delete(&t, key)), "{key}");
+            assert!(allows(&later, &insert(&u, key)), "another table");
         }
-        assert!(later.allows(&insert(&t, "6")) && later.allows(&rekey(&t, Some("6"), "7")));
+        assert!(allows(&later, &insert(&t, "6")) && allows(&later, &rekey(&t, Some("6"), "7")));
     }
 
     #[test]
@@ -250,25 +298,36 @@ mod tests {
     fn a_truncate_or_an_inexact_key_leaves_out_the_table() {
         let (t, u, f) = (relation("t", INT), relation("u", INT), relation("f", FLOAT));
         let truncate = |table: &Arc<Relation>| Change::Truncate { relations: vec![Arc::clone(table)] };
-        let mut later = LaterKeys::new(Offset(10));
+        let mut later = LaterKeys::new(Offset(10), HashSet::from([TableName::new("public", "n")]));
         later.note(Offset(3), &truncate(&t)).unwrap();
         later.note(Offset(3), &insert(&u, "1")).unwrap();
         later.note(Offset(3), &insert(&f, "1")).unwrap();
         later.end();
-        assert!(!later.allows(&insert(&t, "7")) && later.allows(&insert(&u, "1")) && later.allows(&insert(&f, "2")));
+        assert!(
+            !allows(&later, &insert(&t, "7")) && allows(&later, &insert(&u, "1")) && allows(&later, &insert(&f, "2"))
+        );
         assert_eq!(later.narrow(truncate(&u)), None, "a TRUNCATE is never applied again");
         later.note(Offset(11), &insert(&f, "1.0")).unwrap();
         later.end();
-        assert!(!later.allows(&insert(&f, "2")));
-        let mut left_out: Vec<_> = later.tables_left_out().map(|table| table.name.as_str()).collect();
-        left_out.sort_unstable();
-        assert_eq!(left_out, ["f", "t"]);
+        assert!(!allows(&later, &insert(&f, "2")));
+        let n = relation("n", INT);
+        assert!(allows(&later, &insert(&n, "1")), "nothing names it later");
+        later.note(Offset(11), &insert(&n, "2")).unwrap();
+        later.end();
+        for (change, reason) in [
+            (insert(&t, "7"), Reason::Truncated),
+            (truncate(&u), Reason::Truncated),
+            (insert(&f, "2"), Reason::InexactKey),
+            (insert(&n, "1"), Reason::InexactKey),
+        ] {
+            assert_eq!(later.verdict(&change), Verdict::Nothing(reason), "{change:?}");
+        }
     }
 
     #[test]
     fn memory_is_bounded() {
         let t = relation("t", INT);
-        let mut later = LaterKeys::new(Offset(0));
+        let mut later = LaterKeys::new(Offset(0), HashSet::new());
         for number in 0..400_000 {
             later.note(Offset(0), &insert(&t, &(number % 1000).to_string())).unwrap();
         }

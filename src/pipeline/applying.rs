@@ -40,33 +40,42 @@ pub(super) async fn apply(
     goal: Goal,
     stop: Stop,
 ) -> Result<()> {
-    let (source, target) = (super::site(pipeline, &flow.from)?, super::site(pipeline, &flow.to)?);
-    let identity = identity(pipeline, flow).await?;
-    let policies = TruncatePolicies::new(&pipeline.tables);
+    let target = super::site(pipeline, &flow.to)?;
     let topic = topic::open_reader(&pipeline.topic, flow).await?;
     // The other tracks lie behind the flow's own place.
     let publisher = if track == Track::Main { topic.publisher() } else { None };
-    let parts = ApplierParts {
-        topic: Bounded { topic, end: end.unwrap_or(Offset(u64::MAX)) },
-        target: target.postgres.clone(),
-        source: Some(source.postgres.clone()),
-        flow: flow.clone(),
-        track,
-        unknown: Unknown::Copy,
-        misfit: OnMisfit::Pause,
-        identity,
-        truncate: Arc::new(move |table| policies.of(table)),
-        on_error: pipeline.apply.on_error,
-        max_row_bytes: pipeline.apply.max_row_bytes,
-        bounds: GroupBounds { rows: pipeline.tuning.group_rows, bytes: pipeline.tuning.group_bytes },
-        application: application_name(flow),
-    };
+    let topic = Bounded { topic, end: end.unwrap_or(Offset(u64::MAX)) };
+    let parts = ApplierParts { identity: identity(pipeline, flow).await?, ..parts(pipeline, flow, track, topic)? };
     let (state, watched) = watch::channel(ApplierState::default());
     tracing::debug!(%flow, site = %target.name, track = track.name(), "applier starts");
     tokio::select! {
         result = applier::run(parts, stop, goal, state) => result,
         never = publish(publisher, watched) => match never {},
     }
+}
+
+/// What an applier of the track works with; what `deploy` noted at the source is not asked for.
+///
+/// # Errors
+/// None that can be met: a flow's sites are in its file.
+pub(super) fn parts<R>(pipeline: &Pipeline, flow: &FlowName, track: Track, topic: R) -> Result<ApplierParts<R>> {
+    let (source, target) = (super::site(pipeline, &flow.from)?, super::site(pipeline, &flow.to)?);
+    let policies = TruncatePolicies::new(&pipeline.tables);
+    Ok(ApplierParts {
+        topic,
+        target: target.postgres.clone(),
+        source: Some(source.postgres.clone()),
+        flow: flow.clone(),
+        track,
+        unknown: Unknown::Copy,
+        misfit: OnMisfit::Pause,
+        identity: None,
+        truncate: Arc::new(move |table| policies.of(table)),
+        on_error: pipeline.apply.on_error,
+        max_row_bytes: pipeline.apply.max_row_bytes,
+        bounds: GroupBounds { rows: pipeline.tuning.group_rows, bytes: pipeline.tuning.group_bytes },
+        application: application_name(flow),
+    })
 }
 
 /// Tells lag tools of each checkpoint, at most once in [`PUBLISH_INTERVAL`].

@@ -15,7 +15,7 @@ pub async fn hold(target: &Session, flow: &FlowName) -> Result<()> {
     lock(target, flow, "pg_advisory_xact_lock").await
 }
 
-/// Keeps checkpoints from going back for as long as the session lives.
+/// Keeps retention away, or checkpoints from going back, for as long as the session lives.
 ///
 /// # Errors
 /// What the server says.

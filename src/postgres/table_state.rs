@@ -69,6 +69,8 @@ pub struct TableState {
     pub reason: Option<String>,
     /// Where there is a reason: [`definition`] of the table when it was found not to fit.
     pub fingerprint: Option<String>,
+    /// Offset at which its last copy began: no change of an earlier record is applied, however far the flow goes back.
+    pub copied_from: Option<Offset>,
     /// Copying: the table held rows before the first chunk.
     pub held_rows: Option<bool>,
     /// Copying: the source's estimate of its rows when the copy began.
@@ -78,7 +80,7 @@ pub struct TableState {
 }
 
 const COLUMNS: &str = "table_schema, table_name, state, next_offset, end_lsn::text, horizon::text, reason, fingerprint, \
-     held_rows, snapshot_rows, (extract(epoch FROM since - '2000-01-01 00:00+00'::timestamptz) * 1000000)::int8";
+     held_rows, snapshot_rows, (extract(epoch FROM since - '2000-01-01 00:00+00'::timestamptz) * 1000000)::int8, copied_from";
 
 /// All tables of the flow that have a row, by schema and name. The applier reads it at the start of a run, the others
 /// whenever they need it.
@@ -94,15 +96,18 @@ pub async fn read(client: &Client, flow: &FlowName) -> Result<Vec<TableState>> {
 
 fn state(row: &Row) -> Result<TableState> {
     let lsn = |column| field::<Option<&str>>(row, column)?.map(parsed).transpose();
-    let offset = field::<Option<i64>>(row, 3)?.map(u64::try_from).transpose();
+    let unfit = |_| Fault::new(Code::Sql, "sitepair.table_state: an offset is not valid");
+    let offset =
+        |column| Ok(field::<Option<i64>>(row, column)?.map(u64::try_from).transpose().map_err(unfit)?.map(Offset));
     Ok(TableState {
         table: TableName::new(field::<String>(row, 0)?, field::<String>(row, 1)?),
         state: State::parse(field(row, 2)?)?,
-        next: offset.map_err(|_| Fault::new(Code::Sql, "sitepair.table_state: next_offset is not valid"))?.map(Offset),
+        next: offset(3)?,
         end_lsn: lsn(4)?,
         horizon: lsn(5)?,
         reason: field(row, 6)?,
         fingerprint: field(row, 7)?,
+        copied_from: offset(11)?,
         held_rows: field(row, 8)?,
         snapshot_rows: field(row, 9)?,
         since_us: field(row, 10)?,
@@ -129,8 +134,8 @@ pub async fn register(
 ) -> Result<()> {
     let sql = format!(
         "WITH {AT}, made AS (\
-           INSERT INTO sitepair.table_state (flow, table_schema, table_name, state, next_offset, end_lsn) \
-           SELECT $1, t.schema, t.name, 'copying', $4, $5::pg_lsn FROM unnest($2, $3) AS t (schema, name), at \
+           INSERT INTO sitepair.table_state (flow, table_schema, table_name, state, next_offset, end_lsn, copied_from) \
+           SELECT $1, t.schema, t.name, 'copying', $4, $5::pg_lsn, $4 FROM unnest($2, $3) AS t (schema, name), at \
            ON CONFLICT DO NOTHING RETURNING 1) \
          SELECT (SELECT count(*) FROM made) + (SELECT count(*) FROM unnest($2, $3) AS t (schema, name) \
            JOIN sitepair.table_state AS s ON s.flow = $1 AND s.table_schema = t.schema AND s.table_name = t.name)"
@@ -149,10 +154,10 @@ pub async fn again(client: &Client, flow: &FlowName, tables: &[TableName], next:
     let cleared = ["copy_part", "parked", "displaced", "shadow"].map(clear).join(", ");
     let sql = format!(
         "WITH t (schema, name) AS (SELECT * FROM unnest($2, $3)), {AT}, {cleared}, made AS (\
-           INSERT INTO sitepair.table_state (flow, table_schema, table_name, state, next_offset, end_lsn) \
-           SELECT $1, t.schema, t.name, 'copying', $4, $5::pg_lsn FROM t, at \
+           INSERT INTO sitepair.table_state (flow, table_schema, table_name, state, next_offset, end_lsn, copied_from) \
+           SELECT $1, t.schema, t.name, 'copying', $4, $5::pg_lsn, $4 FROM t, at \
            ON CONFLICT (flow, table_schema, table_name) DO UPDATE SET state = 'copying', next_offset = $4, \
-             end_lsn = $5::pg_lsn, horizon = NULL, reason = NULL, fingerprint = NULL, held_rows = NULL, \
+             copied_from = $4, end_lsn = $5::pg_lsn, horizon = NULL, reason = NULL, fingerprint = NULL, held_rows = NULL, \
              snapshot_rows = NULL, replayed_to = NULL, since = clock_timestamp() RETURNING 1) SELECT count(*) FROM made"
     );
     placed(client, &sql, flow, tables, next, end_lsn).await

@@ -9,22 +9,25 @@ use crate::kill::{RULES, SCHEMA, TABLES, transaction};
 use crate::pair::Pair;
 use crate::support::versions;
 
-fn both() -> impl Iterator<Item = u32> {
+pub fn both() -> impl Iterator<Item = u32> {
     versions().iter().map(|(version, _)| *version).filter(|version| [15, 18].contains(version))
 }
 
-const MOVE: &str = "schemas/offset-move.schema.json";
-
 /// `offset …`, which must succeed.
-fn offset(pair: &Pair, args: &[&str]) -> Value {
+pub fn offset(pair: &Pair, args: &[&str]) -> Value {
     let all: Vec<&str> = ["--json", "offset"].iter().chain(args).copied().collect();
     let ended = pair.sitepair(&all);
     assert_eq!(ended.code, 0, "offset {args:?}: {}{}", ended.stdout, ended.stderr);
-    answer(&ended, if args[0] == "show" { "schemas/offset-show.schema.json" } else { MOVE })
+    let schema = match (args[0], args.contains(&"--to")) {
+        ("show", _) => "schemas/offset-show.schema.json",
+        ("replay", true) => "schemas/offset-replay.schema.json",
+        (_, _) => "schemas/offset-move.schema.json",
+    };
+    answer(&ended, schema)
 }
 
 /// `offset …`, which must be refused with that code and these words.
-fn refused(pair: &Pair, args: &[&str], code: i32, words: &str) {
+pub fn refused(pair: &Pair, args: &[&str], code: i32, words: &str) {
     let all: Vec<&str> = ["offset"].iter().chain(args).copied().collect();
     let before = pair.target.sql("select next_offset, end_lsn, horizon from sitepair.checkpoint");
     let ended = pair.sitepair(&all);
@@ -32,11 +35,11 @@ fn refused(pair: &Pair, args: &[&str], code: i32, words: &str) {
     assert_eq!(pair.target.sql("select next_offset, end_lsn, horizon from sitepair.checkpoint"), before, "{args:?}");
 }
 
-fn standing(pair: &Pair) -> Value {
+pub fn standing(pair: &Pair) -> Value {
     offset(pair, &["show"])["flows"][0].clone()
 }
 
-fn number(value: &Value) -> u64 {
+pub fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
 }
 

@@ -28,8 +28,8 @@ pub enum Step {
     Chunk { table: usize },
     /// The main checkpoint goes back by that many transactions.
     Rewind { transactions: usize },
-    /// Transactions from `back` before the checkpoint on are applied again, `length` of them, in groups of `group`.
-    Replay { back: usize, length: usize, group: usize },
+    /// Transactions from `back` before the checkpoint on are applied again, `length` of them, in pieces of `piece` changes.
+    Replay { back: usize, length: usize, piece: usize },
     /// A table is copied anew.
     Resync { table: usize },
 }
@@ -156,7 +156,7 @@ impl Player {
             Step::Select { table, rows } => self.select(*table, *rows),
             Step::Chunk { table } => self.chunk(*table),
             Step::Rewind { transactions } => self.rewind(*transactions),
-            Step::Replay { back, length, group } => return self.replay(*back, *length, *group),
+            Step::Replay { back, length, piece } => return self.replay(*back, *length, *piece),
             Step::Resync { table } => {
                 if self.in_reach && matches!(self.tables[*table], TableState::Joined) && self.joining.is_none() {
                     self.target.displaced.retain(|gone| gone.table != *table);
@@ -349,39 +349,37 @@ impl Player {
         self.tell(|own| format!("main at {to}, horizon {}", own.main.horizon().0 / 10));
     }
 
-    fn replay(&mut self, back: usize, length: usize, group: usize) -> Played {
+    /// `applier::replay`: one transaction, written in pieces of `piece` changes.
+    fn replay(&mut self, back: usize, length: usize, piece: usize) -> Played {
         let from = self.at.saturating_sub(back);
         let to = self.at.min(from + length);
-        let joined = self.tables.iter().all(|state| matches!(state, TableState::Joined));
         // With the source out of reach the shadow is one: the replay's.
-        if from == to || !joined || !self.in_reach && self.main.is_before() {
+        if from == to || !self.in_reach && self.main.is_before() {
             return Ok(());
         }
-        let mut later = LaterKeys::new(Offset(to as u64));
+        let mut later = LaterKeys::new(Offset(to as u64), HashSet::new());
         for (at, changes) in self.topic[..self.at].iter().enumerate().skip(from) {
             for change in changes {
                 later.note(Offset(at as u64), change).map_err(|fault| fault.to_string())?;
             }
         }
         later.end();
-        let mut state = Horizon::new(position(from), position(to).max(self.main.horizon()));
-        let mut at = from;
-        while at < to {
-            let next = to.min(at + group.max(1));
-            let changes = self.topic[at..next].iter().flatten().cloned();
-            let changes: Vec<Change> = match self.rules.a7 {
-                true => changes.filter_map(|change| later.narrow(change)).collect(),
-                false => changes.collect(),
-            };
-            self.tell(|_| format!("{at}..{next}: {}", said(&changes)));
-            state = self.unit(state, Track::Replay, &[changes], position(next))?;
-            at = next;
-        }
+        let changes = self.topic[from..to].iter().flatten().filter(|change| self.main_applies(change)).cloned();
+        let changes: Vec<Change> = match self.rules.a7 {
+            true => changes.filter_map(|change| later.narrow(change)).collect(),
+            false => changes.collect(),
+        };
+        self.tell(|_| format!("{from}..{to}: {}", said(&changes)));
+        let pieces: Vec<Vec<Change>> = changes.chunks(piece.max(1)).map(<[Change]>::to_vec).collect();
+        let state = self.main.replaying(position(from), position(to));
+        // What it leaves is as of the main track's position.
+        let state = self.unit(state, Track::Replay, &pieces, position(self.at))?;
         self.main = self.main.joined(state);
-        self.target.displaced.iter_mut().for_each(|gone| gone.track = Track::Main);
-        self.target.shadow.clear();
-        // The main track starts again; its next commit, of an idle position if need be, puts back what may be.
-        self.main = self.unit(self.main, Track::Main, &[], position(self.at))?;
+        let ours = self.target.displaced.iter_mut().filter(|gone| gone.track == Track::Replay);
+        ours.for_each(|gone| gone.track = Track::Main);
+        if !self.in_reach {
+            self.target.shadow.clear();
+        }
         Ok(())
     }
 

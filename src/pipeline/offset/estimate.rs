@@ -1,6 +1,6 @@
 //! How much lies in a range of a topic: one scan, bounded memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -30,7 +30,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Scans `[from, to)`. Tables in `aside` are left out: the main track does not apply them.
+    /// Scans `[from, to)`. Changes of a table before the offset that `taken_from` has for it are left out: the main track does
+    /// not apply them.
     ///
     /// # Errors
     /// Those of the topic.
@@ -38,14 +39,17 @@ impl Estimate {
         topic: &mut T,
         from: Offset,
         to: Offset,
-        aside: &BTreeSet<String>,
+        taken_from: &BTreeMap<String, Offset>,
     ) -> Result<Self> {
         let (mut estimate, mut open, mut shapes) = (Estimate::default(), Open::default(), ShapeCache::default());
         inspect::walk(topic, from, to, |stored| {
             match decode(&stored.record.body, &mut shapes)? {
                 // A writer died in the middle of a transaction: its parts count for nothing.
                 Decoded::Progress(_) => open = Open::default(),
-                Decoded::Part(part) => open.part(&part, stored.record.body.len() as u64, aside)?,
+                Decoded::Part(part) => {
+                    let taken = |table: &String| taken_from.get(table).is_none_or(|place| stored.offset >= *place);
+                    open.part(&part, stored.record.body.len() as u64, &taken)?;
+                }
             }
             if let Stamp::Last { mark, .. } = stored.record.stamp {
                 estimate.add(std::mem::take(&mut open), mark.commit_time_us);
@@ -81,15 +85,15 @@ struct Open {
 }
 
 impl Open {
-    fn part(&mut self, part: &TxPart, bytes: u64, aside: &BTreeSet<String>) -> Result<()> {
+    fn part(&mut self, part: &TxPart, bytes: u64, taken: &impl Fn(&String) -> bool) -> Result<()> {
         if part.part == 0 {
             *self = Self::default();
         }
         self.bytes += bytes;
-        part.changes.iter().for_each(|change| self.count(change, aside));
+        part.changes.iter().for_each(|change| self.count(change, taken));
         if let Some(piece) = &part.cont {
             if let Some(change) = self.continued.push(piece)? {
-                self.count(&change, aside);
+                self.count(&change, taken);
             }
             if piece.ends {
                 self.continued = Continued::default();
@@ -98,14 +102,14 @@ impl Open {
         Ok(())
     }
 
-    fn count(&mut self, change: &Change, aside: &BTreeSet<String>) {
+    fn count(&mut self, change: &Change, taken: &impl Fn(&String) -> bool) {
         let kind = match change {
             Change::Insert { .. } => "insert",
             Change::Update { .. } => "update",
             Change::Delete { .. } => "delete",
             Change::Truncate { .. } => "truncate",
         };
-        for table in change.tables().map(ToString::to_string).filter(|table| !aside.contains(table)) {
+        for table in change.tables().map(ToString::to_string).filter(taken) {
             *self.tables.entry(table).or_default().entry(kind).or_default() += 1;
         }
     }

@@ -4,24 +4,27 @@
 
 mod estimate;
 mod place;
+mod replay;
 mod reset;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::applier::{Checkpoint, checkpoint};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::pipeline::request::{Request, Verb};
 use crate::pipeline::seat::Quiet;
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
+use crate::postgres::table_state::{self, State, TableState};
 use crate::topic::{self, Reader};
 
 pub use estimate::Estimate;
 pub use place::{Extent, Place, Position};
+pub use replay::Again;
 pub use reset::{Direction, Moved, Mover, Route, no_checkpoint, route};
 
 /// What can be asked of a flow's checkpoint; as a request carries it, `verb` is the request's and the rest its argument.
@@ -37,6 +40,12 @@ pub enum Act {
     Replay {
         /// The first record to apply again.
         from: String,
+        /// The first record behind the range; without it the range ends at the checkpoint.
+        #[serde(default)]
+        to: Option<String>,
+        /// Apply changes of rows that records behind the range name, too.
+        #[serde(default)]
+        allow_older_values: bool,
     },
 }
 
@@ -149,21 +158,55 @@ pub async fn show(pipeline: &Pipeline, flow: &FlowName, target: &Session) -> Res
 ///
 /// # Errors
 /// As [`perform`].
-pub async fn preview(pipeline: &Pipeline, flow: &FlowName, target: &Session, act: &Act) -> Result<Preview> {
+pub async fn preview(pipeline: &Pipeline, flow: &FlowName, target: &Session, act: &Act) -> Result<Outlook> {
     let mut topic = open(pipeline, flow).await?;
     let at = current(target, flow).await?;
     let extent = Extent::read(&mut topic).await?;
+    if let Some(middle) = replay::middle(&mut topic, &extent, &at, act).await? {
+        return Ok(Outlook::Middle(replay::preview(pipeline, flow, target, &mut topic, &at, &middle).await?));
+    }
     let to = extent.find(&mut topic, act.place()?).await?;
     act.check(&at, &to)?;
     let route = route(&at, &to, Some("dry run"))?;
     let aside = aside(target, flow).await?;
-    let left_out: BTreeSet<String> = aside.iter().map(|table| table.table.clone()).collect();
     let (low, high) = (to.next.min(at.next), to.next.max(at.next));
-    let estimate = Estimate::scan(&mut topic, low, high, &left_out).await?;
-    Ok(Preview { route, estimate, aside })
+    let estimate = Estimate::scan(&mut topic, low, high, &taken_from(target, flow).await?).await?;
+    Ok(Outlook::Move(Preview { route, estimate, aside }))
+}
+
+/// From where on the main track applies changes of a table; of one that it does not apply now, none.
+async fn taken_from(target: &Session, flow: &FlowName) -> Result<BTreeMap<String, Offset>> {
+    let place = |table: TableState| match (table.state, table.copied_from) {
+        (State::Joined, Some(offset)) => Some((table.table.to_string(), offset)),
+        (State::Joined, None) => None,
+        (State::Copying | State::Copied | State::Paused | State::Joining, _) => {
+            Some((table.table.to_string(), Offset(u64::MAX)))
+        }
+    };
+    Ok(table_state::read(target, flow).await?.into_iter().filter_map(place).collect())
 }
 
 /// What `--dry-run` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Outlook {
+    /// Of a checkpoint that would move.
+    Move(Preview),
+    /// Of a middle range that would be applied again.
+    Middle(Again),
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// The checkpoint was moved.
+    Moved(Moved),
+    /// A middle range was applied again.
+    Again(Again),
+}
+
+/// What `--dry-run` says of a checkpoint that would move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Preview {
     /// From where to where.
@@ -180,7 +223,7 @@ impl Act {
     fn place(&self) -> Result<Place> {
         match self {
             Act::OffsetReset { to } => to.parse(),
-            Act::Replay { from } => from.parse(),
+            Act::Replay { from, .. } => from.parse(),
         }
     }
 
@@ -197,7 +240,7 @@ impl Act {
         match self {
             Act::OffsetReset { .. } => Ok(()),
             Act::Replay { .. } if to.next <= at.next => Ok(()),
-            Act::Replay { from } => {
+            Act::Replay { from, .. } => {
                 let what = format!("{from} is ahead of the checkpoint (offset {}): nothing to apply again", at.next);
                 Err(Fault::new(Code::Usage, what).remedy("to skip changes, use `sitepair offset reset`"))
             }
@@ -240,11 +283,20 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
     let (flow, target, act) = (quiet.flow, quiet.target, Act::of(request)?);
     let mut topic = open(quiet.pipeline, flow).await?;
     let at = current(target, flow).await?;
-    let to = Extent::read(&mut topic).await?.find(&mut topic, act.place()?).await?;
+    let extent = Extent::read(&mut topic).await?;
+    if let Some(middle) = replay::middle(&mut topic, &extent, &at, &act).await? {
+        let again = replay::perform(quiet, topic, &at, &middle, request).await?;
+        return answer(&Outcome::Again(again));
+    }
+    let to = extent.find(&mut topic, act.place()?).await?;
     act.check(&at, &to)?;
     let mover = Mover { what: request.verb.name(), reason: request.reason.as_deref(), by: &request.by };
     let moved = reset::reset(target, &mut topic, flow, &to, mover).await?;
     let Route { from_offset, to_offset, consistent_from_lsn, .. } = &moved.route;
     tracing::info!(%flow, from_offset, to_offset, %consistent_from_lsn, by = request.by, "checkpoint moved");
-    serde_json::to_value(&moved).map_err(|error| Fault::new(Code::Sql, format!("answer: {error}")))
+    answer(&Outcome::Moved(moved))
+}
+
+fn answer(outcome: &Outcome) -> Result<Value> {
+    serde_json::to_value(outcome).map_err(|error| Fault::new(Code::Sql, format!("answer: {error}")))
 }
