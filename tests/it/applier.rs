@@ -8,6 +8,7 @@ mod kill;
 mod ladder;
 mod pair;
 mod random;
+mod replay;
 mod resume;
 mod shadow;
 mod shapes;

@@ -168,6 +168,39 @@ fn a_table_that_is_added_enters_a_running_flow() {
     }
 }
 
+/// What writes before `deploy` and commits after it, is in neither the log nor a chunk that
+/// does not wait for it (H1).
+#[test]
+fn transactions_that_span_the_deploy_arrive() {
+    for version in both() {
+        let source = own_database(version, "spanned");
+        let target = database(version, 1);
+        source.sql(SCHEMA);
+        target.sql(SCHEMA);
+        let pair = Pair::between(source, target, RULES, "");
+        pair.source.sql(FILLED);
+        let open = Held::open(
+            &pair.source,
+            "begin; insert into account values (90001, 'open@x', 1, 'open'); update account set body = 'open' where id = 7;",
+        );
+        let deployed = std::thread::scope(|scope| {
+            let deploying = scope.spawn(|| pair.sitepair(&["deploy"]));
+            let published = "select count(*) from pg_publication";
+            let since = Instant::now();
+            while pair.source.sql(published) == "0" && since.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            pair.source.sql("insert into account values (90002, 'later@x', 1, 'later')");
+            open.end("update account set body = 'open' where id = 8; commit;");
+            deploying.join().expect("deploys")
+        });
+        assert_eq!(deployed.code, 0, "{}{}", deployed.stdout, deployed.stderr);
+        pair.source.sql("update account set tenant = 3 where id = 90001");
+        pair.run_once();
+        agree(&pair);
+    }
+}
+
 #[test]
 fn a_table_that_left_and_came_back_is_copied_again() {
     let version = *both().first().expect("a version");

@@ -1,5 +1,5 @@
 //! Everything at once: sessions write, row filters are crossed, keys change, operators step back, apply ranges again and copy
-//! tables again, and the daemon dies, in the middle of these acts too. The sites end equal.
+//! tables again, and daemon and servers die, in the middle of these acts too. The sites end equal.
 //!
 //! `SITEPAIR_KILL_ROUNDS` sets the number of acts a version (`make soak`: 100), `SITEPAIR_KILL_SEED` repeats a sequence.
 
@@ -13,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 use crate::kill::{Load, SCHEMA};
 use crate::offset::both;
 use crate::pair::{Daemon, Ended, Pair};
+use crate::support::own_database;
 
 /// Tables with their row filters; the load moves rows across them.
 const FILTERED: [(&str, &str); 3] =
@@ -62,33 +63,57 @@ fn act(pair: &Pair, daemon: &mut Daemon, random: &mut StdRng, args: &[String]) -
     Ended::from(asked.wait_with_output().expect("ends"))
 }
 
+/// kill -9 of the postmaster of one site; the load ends before its own does.
+fn kill_server(pair: &Pair, load: Load, seed: u64, source: bool) -> Load {
+    match source {
+        true => {
+            load.finish();
+            pair.source.cluster.kill().expect("killed");
+            pair.source.cluster.boot().expect("recovers");
+            Load::start(&pair.source, seed)
+        }
+        false => {
+            pair.target.cluster.kill().expect("killed");
+            pair.target.cluster.boot().expect("recovers");
+            load
+        }
+    }
+}
+
 fn rounds(version: u32, rounds: u64) {
     let seed = std::env::var("SITEPAIR_KILL_SEED").ok().and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| rand::random_range(1..1_000_000));
     println!("PostgreSQL {version}: SITEPAIR_KILL_SEED={seed}, {rounds} rounds");
     let mut random = StdRng::seed_from_u64(seed);
-    let pair = Pair::new(version, SCHEMA, &rules());
+    let (source, target) = (own_database(version, "mixed_a"), own_database(version, "mixed_b"));
+    source.sql(SCHEMA);
+    target.sql(SCHEMA);
+    let pair = Pair::between(source, target, &rules(), "");
     pair.source.sql("insert into account select g, 'm' || g || '@y', g % 7, 'old' from generate_series(1, 300) g");
     pair.deploy();
     pair.run_once();
-    let load = Load::start(&pair.source, seed);
+    let mut load = Load::start(&pair.source, seed);
     let mut daemon = pair.daemon(&[], &[]);
-    for _ in 0..rounds {
+    for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
         let at = pair.target.sql("select next_offset from sitepair.checkpoint where track = 'main'");
         let at: u64 = at.parse().expect("a checkpoint");
         let back = at.saturating_sub(random.random_range(1..400)).max(1);
-        let words: Vec<String> = match random.random_range(0..10) {
+        let words: Vec<String> = match random.random_range(0..12) {
             0 => {
                 daemon.kill();
                 daemon = pair.daemon(&[], &[]);
                 continue;
             }
-            1..3 => {
+            1 => {
+                load = kill_server(&pair, load, seed + round, random.random_bool(0.5));
+                continue;
+            }
+            2..4 => {
                 let table = FILTERED[random.random_range(0..3)].0;
                 ["resync", "--table", &format!("public.{table}"), "--yes"].map(str::to_owned).to_vec()
             }
-            3..6 => ["offset", "reset", "--to", &back.to_string(), "--reason", "test"].map(str::to_owned).to_vec(),
+            4..6 => ["offset", "reset", "--to", &back.to_string(), "--reason", "test"].map(str::to_owned).to_vec(),
             _ => {
                 let to = random.random_range(back..=at).to_string();
                 ["offset", "replay", "--from", &back.to_string(), "--to", &to].map(str::to_owned).to_vec()

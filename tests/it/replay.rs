@@ -286,14 +286,16 @@ fn parts_that_a_reader_left_behind_are_not_applied() {
             .sql("insert into item select g, 'c' || g, 'v', repeat(md5(g::text), 1000) from generate_series(1, 600) g");
         assert_eq!(daemon.wait(PATIENCE), Some(-1), "{version}: dies there\n{}", pair.log());
         pair.source.sql("update item set v = 'w' where id < 100");
+        // A row of more than one record.
+        pair.source.sql("insert into item values (5000, 'large', 'v', repeat('0123456789', 200000))");
         let to = here(&pair, None);
         pair.source.sql("delete from item where id = 1");
         here(&pair, None);
-        pair.target.sql("delete from item where id > 550; update item set big = '' where id < 20");
+        pair.target.sql("delete from item where id > 550 and id < 5000; update item set big = 'short' where id = 5000; update item set big = '' where id < 20");
         let done = offset(&pair, &["replay", "--from", &from, "--to", &to]);
-        let expected = json!({ "insert": 599, "update": 98 });
+        let expected = json!({ "insert": 600, "update": 98 });
         let applied = kinds(&done, "applied", "item");
-        assert_eq!((number(&done["transactions"]), applied), (2, &expected), "{version}: {done}");
+        assert_eq!((number(&done["transactions"]), applied), (3, &expected), "{version}: {done}");
         pair.assert_equal("item");
     }
 }

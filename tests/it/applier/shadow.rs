@@ -14,14 +14,14 @@ const DDL: &str =
     "create table t (id int primary key, u int unique, v text, big text); alter table t alter big set storage external";
 
 /// A place between two transactions of the topic.
-type Place = (Offset, Lsn);
+pub type Place = (Offset, Lsn);
 
-fn place(pair: &Pair) -> Place {
+pub fn place(pair: &Pair) -> Place {
     (pair.topic.end(), pair.position)
 }
 
 /// Every table of the target is joined, as a deployed flow registers them.
-fn join_all(pair: &Pair) {
+pub fn join_all(pair: &Pair) {
     pair.target.sql(&format!(
         "insert into sitepair.table_state (flow, table_schema, table_name, state) select '{}', 'public', c.relname, 'joined' \
          from pg_class c where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition \
@@ -31,7 +31,7 @@ fn join_all(pair: &Pair) {
 }
 
 /// Moves the checkpoint as an operator does.
-async fn rewind(pair: &Pair, (offset, position): Place) {
+pub async fn rewind(pair: &Pair, (offset, position): Place) {
     let session = session::connect(&info(&pair.target), "test").await.unwrap();
     session.batch_execute("begin").await.unwrap();
     settle::before_move(&session, &pair.flow).await.unwrap();
@@ -42,13 +42,13 @@ async fn rewind(pair: &Pair, (offset, position): Place) {
 }
 
 /// Applies what lies before a place only.
-async fn apply_to(pair: &Pair, offset: Offset) {
+pub async fn apply_to(pair: &Pair, offset: Offset) {
     let ahead = pair.topic.0.lock().unwrap().split_off(offset.0 as usize);
     pair.apply().await;
     pair.topic.0.lock().unwrap().extend(ahead);
 }
 
-fn settled(pair: &Pair) {
+pub fn settled(pair: &Pair) {
     let left = "select (select count(*) from sitepair.shadow), (select count(*) from sitepair.displaced), \
          (select count(*) from sitepair.parked), (select count(*) from sitepair.table_state t, sitepair.checkpoint c where replayed_to > c.end_lsn)";
     assert_eq!(pair.target.sql(left), "0|0|0|0");
