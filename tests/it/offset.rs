@@ -136,6 +136,43 @@ fn places(pair: &Pair) {
     assert_eq!(event, format!("offset-reset|test|{start}|t"));
 }
 
+/// After a step back `status` says from where on the target is consistent, and, once there is a pace, about when (H6).
+#[test]
+fn status_says_when_the_target_is_consistent_again() {
+    for version in both() {
+        let (source, target) = (crate::support::database(version, 0), crate::support::database(version, 1));
+        source.sql("create table t (id int primary key, v text)");
+        target.sql("create table t (id int primary key, v text)");
+        let rule = "[[tables]]\ninclude = [\"public.t\"]";
+        let pair = Pair::between(source, target, rule, "[tuning]\ngroup_rows = 1");
+        pair.deploy();
+        (1..20).for_each(|id| drop(pair.source.sql(&format!("insert into t values ({id}, 'v')"))));
+        pair.run_once();
+        let status = || {
+            let ended = pair.sitepair(&["--json", "status"]);
+            answer(&ended, "schemas/status.schema.json")["flows"][0].clone()
+        };
+        assert_eq!(status()["consistent_in_seconds"].as_f64(), Some(0.0), "{version}: {}", status());
+        let end = standing(&pair)["checkpoint_lsn"].clone();
+        offset(&pair, &["reset", "--to", "earliest"]);
+        let now = status();
+        assert_eq!(
+            (&now["consistent_from_lsn"], &now["consistent_in_seconds"]),
+            (&end, &Value::Null),
+            "{version}: {now}"
+        );
+        let mut killed = pair.command(&["run", "--once"]);
+        let killed = killed.env("SITEPAIR_FAILPOINT", "after-commit:2").output().expect("starts");
+        assert_eq!(killed.status.code(), None, "{version}: dies");
+        let now = status();
+        let seconds = now["consistent_in_seconds"].as_f64();
+        assert!(now["consistent_from_lsn"] == end && seconds.is_some_and(|seconds| seconds > 0.0), "{version}: {now}");
+        pair.run_once();
+        assert_eq!(status()["consistent_in_seconds"].as_f64(), Some(0.0), "{version}: {}", status());
+        pair.assert_equal("t");
+    }
+}
+
 /// The commands of a runbook, run as they are printed.
 #[test]
 fn the_runbook_mends_damaged_rows() {

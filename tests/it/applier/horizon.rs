@@ -3,6 +3,7 @@
 use sitepair::config::OnError;
 
 use super::{Pair, versions};
+use crate::support::{Database, database, own_cluster, psql};
 
 const DDL: &str =
     "create table t (id int primary key, u int unique, v text, big text); alter table t alter big set storage external";
@@ -39,6 +40,51 @@ async fn a_missing_row_is_fetched_by_its_new_key_and_raises_the_horizon() {
             pair.target.sql("select sum((j.value->>'fetched')::int), sum((j.value->>'skipped')::int) from sitepair.journal, jsonb_each(counts) j"),
             "3|1"
         );
+    }
+}
+
+/// A fetched row may be of an asynchronous commit that is not on the source's disk yet. If the source loses it in a crash, the
+/// target must not have it (H4a, H3).
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_crash_of_the_source_takes_back_is_not_fetched() {
+    for version in versions() {
+        let cluster: &'static _ = Box::leak(Box::new(own_cluster(version, &["fsync=on", "autovacuum=off"])));
+        psql(cluster, "postgres", "create database d");
+        let source = Database { cluster, name: "d".into() };
+        let mut pair = Pair::of(source, database(version, 1), DDL, DDL).await;
+        pair.source.sql("insert into t values (1, 1, 'v', repeat('x', 5000))");
+        pair.sync().await;
+        pair.target.sql("delete from t");
+        pair.source.sql("update t set v = 'w'; checkpoint");
+        pair.pull().await;
+        // Nobody brings an asynchronous commit to disk now.
+        let writer = pair.source.sql("select pid from pg_stat_activity where backend_type = 'walwriter'");
+        let signal = |name: &str| {
+            std::process::Command::new("kill").args(["-s", name, &writer]).status().expect("kill runs");
+        };
+        signal("STOP");
+        pair.source.sql("set synchronous_commit = off; update t set v = 'phantom'");
+        let crash = async {
+            let fetching = "select count(*) from pg_stat_activity where application_name = 'sitepair test' \
+                 and state like 'idle in transaction%' and datname = current_database()";
+            for _ in 0..100 {
+                if pair.target.sql(fetching) != "0" {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            pair.source.cluster.kill().unwrap();
+            signal("KILL");
+        };
+        let (ended, ()) = tokio::join!(pair.try_apply(), crash);
+        println!("PostgreSQL {version}: {:?}", ended.map(|state| state.rows));
+        pair.source.cluster.boot().unwrap();
+        // Whether the crash took the commit back is the source's business; the target has what the source has.
+        let rows = "select id, u, v, length(big) from t";
+        println!("PostgreSQL {version}: {}", pair.source.sql(rows));
+        pair.apply().await;
+        assert_eq!(pair.target.sql(rows), pair.source.sql(rows), "PostgreSQL {version}");
     }
 }
 

@@ -95,7 +95,11 @@ impl Pair {
     }
 
     pub async fn with(version: u32, at_source: &str, at_target: &str) -> Pair {
-        let (source, target) = (support::database(version, 0), support::database(version, 1));
+        Self::of(support::database(version, 0), support::database(version, 1), at_source, at_target).await
+    }
+
+    /// Two databases that are there already.
+    pub async fn of(source: Database, target: Database, at_source: &str, at_target: &str) -> Pair {
         let slot = format!("s_{}", source.name);
         source.sql(at_source);
         source.sql("create publication p for all tables with (publish_via_partition_root = true)");
