@@ -164,6 +164,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Takes this text if it is next; a whole value, so that nothing else can begin with it.
+    pub fn take_value(&mut self, value: &[u8]) -> bool {
+        self.peek();
+        let next = self.body[self.at..].starts_with(value);
+        self.at += if next { value.len() } else { 0 };
+        next
+    }
+
     /// Takes an object whole and unread.
     pub fn raw_object(&mut self) -> Result<&'a [u8]> {
         self.peek();

@@ -86,7 +86,7 @@ impl Fields {
             "relations" => {
                 let relations = &mut self.relations;
                 cursor.array(|cursor| {
-                    relations.push(shapes.get(cursor.raw_object()?)?);
+                    relations.push(shapes.take(cursor)?);
                     Ok(())
                 })?;
             }

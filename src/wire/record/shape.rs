@@ -1,9 +1,10 @@
 //! Shapes of tables in records: rendered once when they are bound, parsed once for each form that arrives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::model::{Code, Column, Fault, Relation, ReplicaIdentity, Result, TableName};
+use crate::wire::record::cursor::Cursor;
 use crate::wire::record::escape::quote;
 
 /// A shape with its JSON form ready.
@@ -126,21 +127,39 @@ fn parse(json: &[u8]) -> Result<Relation> {
 
 /// Most shapes that are remembered; a topic that holds more distinct ones has them parsed again.
 const CACHE_LIMIT: usize = 4096;
+/// Most shapes that are compared with what comes.
+const RECENT: usize = 4;
 
 /// Shapes by their JSON form, so that a shape that returns in each record is parsed once and equal shapes are one `Arc`.
 #[derive(Debug, Default)]
-pub struct ShapeCache(HashMap<Box<[u8]>, Arc<Relation>>);
+pub struct ShapeCache {
+    known: HashMap<Arc<[u8]>, Arc<Relation>>,
+    /// Those that came last. They are compared with what comes, which is quicker than to look for its end and its hash.
+    recent: VecDeque<(Arc<[u8]>, Arc<Relation>)>,
+}
 
 impl ShapeCache {
-    pub(super) fn get(&mut self, json: &[u8]) -> Result<Arc<Relation>> {
-        if let Some(relation) = self.0.get(json) {
+    /// Takes the shape that comes next.
+    pub(super) fn take(&mut self, cursor: &mut Cursor<'_>) -> Result<Arc<Relation>> {
+        if let Some((_, relation)) = self.recent.iter().find(|(json, _)| cursor.take_value(json)) {
             return Ok(relation.clone());
         }
-        if self.0.len() >= CACHE_LIMIT {
-            self.0.clear();
-        }
-        let relation = Arc::new(parse(json)?);
-        self.0.insert(json.into(), relation.clone());
+        let json = cursor.raw_object()?;
+        let (json, relation) = match self.known.get_key_value(json) {
+            Some((json, relation)) => (json.clone(), relation.clone()),
+            None => self.learn(json)?,
+        };
+        self.recent.truncate(RECENT - 1);
+        self.recent.push_front((json, relation.clone()));
         Ok(relation)
+    }
+
+    fn learn(&mut self, json: &[u8]) -> Result<(Arc<[u8]>, Arc<Relation>)> {
+        if self.known.len() >= CACHE_LIMIT {
+            self.known.clear();
+        }
+        let (json, relation) = (Arc::from(json), Arc::new(parse(json)?));
+        self.known.insert(Arc::clone(&json), Arc::clone(&relation));
+        Ok((json, relation))
     }
 }
