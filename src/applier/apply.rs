@@ -269,6 +269,7 @@ impl Run {
             shadow,
             truncate: self.truncate.clone(),
             colliding: std::collections::HashMap::new(),
+            present: std::collections::HashMap::new(),
             parked_tables: parked.tables(),
             displaced,
         };

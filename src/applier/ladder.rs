@@ -364,6 +364,10 @@ impl Ladder {
                 },
                 Failure::Data(culprit) => {
                     self.writer.target.batch(frame.undo()).await?;
+                    if culprit.collision && culprit.copied {
+                        self.writer.remember_presence(&culprit.table);
+                        continue;
+                    }
                     if culprit.collision && self.writer.remember_collision(&culprit.table) {
                         continue;
                     }

@@ -18,6 +18,7 @@ use crate::model::{FlowIdentity, FlowName, TableName, Track};
 mod apply;
 mod chain;
 pub mod checkpoint;
+mod copy;
 mod drift;
 mod feed;
 mod fetch;

@@ -49,6 +49,8 @@ pub(super) struct Slot {
     /// The key was given up within the group, even if the same row has come back to it. Before the horizon the target's row
     /// under it may be one that the group itself saw leave.
     pub vacated: bool,
+    /// An insert came first: after the horizon nothing is under the key.
+    pub inserted: bool,
     pub state: State,
     hash: u64,
 }
@@ -155,8 +157,16 @@ impl TableChanges {
         let slots = &self.slots;
         self.index.insert_unique(hash, slot, |&other| slots[other as usize].hash);
         drop(values);
-        self.slots.push(Slot { key, cleared: false, vacated: false, state: State::Gone, hash });
+        self.slots.push(Slot { key, cleared: false, vacated: false, inserted: false, state: State::Gone, hash });
         slot
+    }
+
+    fn insert(&mut self, number: u32, changes: &[Change]) {
+        let fresh = self.slots.len();
+        self.put(Key::New(number), Image::At(number), false, changes);
+        if let Some(slot) = self.slots.get_mut(fresh) {
+            slot.inserted = true;
+        }
     }
 
     fn put(&mut self, key: Key, image: Image, filled: bool, changes: &[Change]) {
@@ -250,7 +260,7 @@ pub(super) fn reduce(changes: &[Change], range: Range<usize>) -> Result<Plan> {
                 plan.stages.push(Stage { truncate: relations.clone(), tables: Vec::new() });
             }
             Change::Insert { relation, .. } => {
-                plan.table(relation).put(Key::New(number), Image::At(number), false, changes);
+                plan.table(relation).insert(number, changes);
             }
             Change::Delete { relation, .. } => plan.table(relation).delete(Key::Old(number), changes),
             Change::Update { relation, old_key, new, as_of } => {

@@ -104,7 +104,7 @@ fn write(target: &mut Target, changes: &[Change], plan: &Plan, heir: Heir, colli
             target.clear();
         }
         for table in &stage.tables {
-            let ways = Ways { heir, colliding };
+            let ways = Ways { heir, colliding, copies: false };
             let chosen = select(table, ways, &HashSet::new());
             let key = |slot: u32| {
                 let values = table.slots[slot as usize].key.values(changes, &table.relation);

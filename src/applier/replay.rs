@@ -177,6 +177,7 @@ pub async fn replay<R: TopicReader>(
         shadow,
         truncate: parts.truncate,
         colliding: HashMap::new(),
+        present: HashMap::new(),
         parked_tables: parked.tables(),
         displaced: true,
     };

@@ -16,15 +16,22 @@ pub(super) struct Ways {
     pub heir: Heir,
     /// Rows of this table collided, or have columns that no UPDATE can set: move all of them.
     pub colliding: bool,
+    /// Rows that are new to the target may go by COPY, which fails where one is there already.
+    pub copies: bool,
 }
 
-/// Slots by the way they are written. Order of execution: moves out, deletes, upserts, partials, moves in.
+/// Fewer new rows than these go with the other statements, in one round trip.
+pub(super) const LEAST_COPIED: usize = 64;
+
+/// Slots by the way they are written. Order of execution: moves out, deletes, upserts, partials, inserts, moves in.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Selection {
     /// Keys under which nothing that was there may stay.
     pub deletes: Vec<u32>,
     /// Whole rows to write over whatever lies under their key.
     pub upserts: Vec<u32>,
+    /// Whole rows that are new to the target; none where rows move.
+    pub inserts: Vec<u32>,
     /// Rows with unchanged values, in place.
     pub partials: Vec<u32>,
     /// Rows by way of moving out.
@@ -66,11 +73,16 @@ pub(super) fn select(table: &TableChanges, ways: Ways, skip: &HashSet<u32>) -> S
         };
         if must_move || ways.colliding {
             chosen.moves.push(Move { slot: number, base, partial: !whole, filled: *filled });
+        } else if *whole && ways.copies && slot.inserted && !slot.cleared {
+            chosen.inserts.push(number);
         } else if *whole {
             chosen.upserts.push(number);
         } else {
             chosen.partials.push(number);
         }
+    }
+    if !chosen.moves.is_empty() || chosen.inserts.len() < LEAST_COPIED {
+        chosen.upserts.append(&mut chosen.inserts);
     }
     let bases: HashSet<u32> = chosen.moves.iter().filter_map(|row| row.base).collect();
     let goes =

@@ -101,6 +101,13 @@ impl Table {
         format!("INSERT INTO {sql} AS sitepair_t ({names}){overriding} SELECT {values} FROM {}{conflict}", rows.from)
     }
 
+    /// Inserts whole rows that are new; they come as COPY's text. An identity column takes the value given, GENERATED ALWAYS
+    /// or not.
+    pub fn copy(&self) -> String {
+        let names = join(self.inserted().map(|column| column.name.clone()), ", ");
+        format!("COPY {} ({names}) FROM STDIN", self.sql)
+    }
+
     /// Updates some columns in place; parameters: key columns, then `present`. Where none can be set, counts the rows.
     pub fn partial(&self, present: &[&TargetColumn]) -> String {
         let rows = rows(self.key_columns().chain(present.iter().copied()), false);

@@ -65,6 +65,8 @@ pub(super) struct Culprit {
     pub what: String,
     /// A value that must be unique is not, or rows exclude each other.
     pub collision: bool,
+    /// It was COPY that met it.
+    pub copied: bool,
 }
 
 impl Culprit {
@@ -88,7 +90,8 @@ impl Failure {
         if sqlstate::is_data_error(error) {
             let collision = *state == SqlState::UNIQUE_VIOLATION || *state == SqlState::EXCLUSION_VIOLATION;
             let table = table.clone();
-            return Failure::Data(Culprit { table, sqlstate: state.code().to_owned(), what: fault.what, collision });
+            let sqlstate = state.code().to_owned();
+            return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: false });
         }
         // "cached plan must not change result type"; no operator for the types that two columns have by now
         let stale = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_FUNCTION, SqlState::AMBIGUOUS_FUNCTION];

@@ -17,6 +17,8 @@ use crate::model::{Change, Code, Datum, Fault, Lsn, Offset, Relation, TableName,
 
 /// Groups for which a table that collided once is moved out at once.
 const COLLIDING_GROUPS: u32 = 100;
+/// Groups for which a table whose new rows were there already is written without COPY.
+const PRESENT_GROUPS: u32 = 100;
 
 /// What writes, between transactions.
 pub(super) struct Writer {
@@ -29,6 +31,8 @@ pub(super) struct Writer {
     pub truncate: TruncateRule,
     /// Tables whose rows collided, and for how many groups that is remembered.
     pub colliding: HashMap<TableName, u32>,
+    /// Tables whose new rows were there already, and for how many groups that is remembered.
+    pub present: HashMap<TableName, u32>,
     /// Tables with parked rows.
     pub parked_tables: HashSet<TableName>,
     /// There may be rows in `sitepair.displaced`.
@@ -137,12 +141,19 @@ impl Writer {
         self.colliding.insert(table.clone(), COLLIDING_GROUPS).is_none()
     }
 
+    /// Remembers that COPY met rows that are there already.
+    pub fn remember_presence(&mut self, table: &TableName) {
+        self.present.insert(table.clone(), PRESENT_GROUPS);
+    }
+
     /// A group was committed.
     pub fn forget_collisions(&mut self) {
-        self.colliding.retain(|_, groups| {
-            *groups -= 1;
-            *groups > 0
-        });
+        for remembered in [&mut self.colliding, &mut self.present] {
+            remembered.retain(|_, groups| {
+                *groups -= 1;
+                *groups > 0
+            });
+        }
     }
 
     /// Writes all stages of a plan but the slots in `skips`.
@@ -182,8 +193,10 @@ impl Writer {
 
     /// How a table's rows are written now.
     pub fn ways(&self, table: &Table, effects: &Effects) -> Ways {
-        let colliding = table.insert_only || self.colliding.contains_key(&table.relation.table);
-        Ways { heir: effects.horizon.heir(self.reserve(table, effects)), colliding }
+        let name = &table.relation.table;
+        let colliding = table.insert_only || self.colliding.contains_key(name);
+        let copies = !effects.horizon.is_before() && !self.present.contains_key(name);
+        Ways { heir: effects.horizon.heir(self.reserve(table, effects)), colliding, copies }
     }
 
     async fn stage(
@@ -218,6 +231,9 @@ impl Writer {
         drop(items);
         for check in checks.iter().filter(|check| counts[check.item] != check.slots.len() as u64) {
             self.complete(check, effects, false).await?;
+        }
+        for (view, chosen) in views().zip(&chosen).filter(|(_, chosen)| !chosen.inserts.is_empty()) {
+            self.copy(view, &chosen.inserts).await?;
         }
         for (view, chosen) in views().zip(&chosen).filter(|(_, chosen)| !chosen.moves.is_empty()) {
             self.relocate(view, chosen, effects).await?;
@@ -301,7 +317,7 @@ impl Writer {
             Missing::Recall | Missing::Unresolved => {
                 let what = "an update without all values found no row, and the source is out of reach".to_owned();
                 let (table, sqlstate) = (name.clone(), String::new());
-                return Err(Failure::Data(Culprit { table, sqlstate, what, collision: false }));
+                return Err(Failure::Data(Culprit { table, sqlstate, what, collision: false, copied: false }));
             }
         }
         let keys: Vec<Vec<&Datum>> = slots.iter().map(|slot| view.key(*slot)).collect();

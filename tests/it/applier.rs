@@ -1,6 +1,7 @@
 //! The applier on real servers: what it writes, what it refuses, where it goes on.
 
 mod collide;
+mod copy;
 mod drift;
 mod guards;
 mod horizon;

@@ -132,7 +132,7 @@ impl Applier<'_> {
         for view in &views {
             let reserve = self.reserve(view.table);
             let heir = if self.rules.h4b { self.horizon.heir(reserve) } else { Heir::OldKey };
-            let ways = Ways { heir, colliding: self.colliding.contains(&view.table) };
+            let ways = Ways { heir, colliding: self.colliding.contains(&view.table), copies: false };
             let chosen = select(view.slots, ways, &HashSet::new());
             let moved = self.move_out(view, &chosen.moves);
             for slot in &chosen.deletes {

@@ -99,7 +99,7 @@ async fn every_built_in_type() {
              and (typcategory <> 'A' or oid in (22, 30)) order by oid",
         );
         let mut ddl = String::new();
-        let mut rows = String::new();
+        let (mut rows, mut many) = (String::new(), String::new());
         for name in listed.lines() {
             let (_, values) =
                 VALUES.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no values for {name}"));
@@ -115,6 +115,10 @@ async fn every_built_in_type() {
                 );
             }
             rows += &format!("insert into \"t_{name}\" values (100, null, null, 0), (101, null, '{{}}', 0);\n");
+            // So many that they are copied.
+            many += &format!(
+                "insert into \"t_{name}\" select 1000 + id * 100 + g, v, a, g from \"t_{name}\", generate_series(1, 40) g;\n"
+            );
             rows += &format!(
                 "update \"t_{name}\" set n = 1 where id < 2; update \"t_{name}\" set id = 200 where id = 0;\n"
             );
@@ -125,7 +129,10 @@ async fn every_built_in_type() {
         pair.source.sql(&rows);
         let state = pair.sync().await;
         assert!(state.rows > 450, "{}", state.rows);
-        assert_eq!(pair.target.sql("select count(*) from \"t_numeric\" where v is null and a is null"), "1");
+        pair.source.sql(&many);
+        let state = pair.sync().await;
+        assert!(state.rows > 65 * 80, "{}", state.rows);
+        assert_eq!(pair.target.sql("select count(*) from \"t_numeric\" where v is null and a is null"), "41");
     }
 }
 
@@ -154,6 +161,8 @@ async fn types_of_the_users_own() {
             "insert into t (id) values ('other'), ('KEY2')",
             "update t set id = 'KEY' where id = 'key'; update t set h = '' where id = 'other'; update t set id = 'Other' where id = 'other'",
             "delete from t where id = 'key2'; update t set p = null, ps = '{}' where id = 'KEY'",
+            "begin; create temp table x on commit drop as select t.*, g from t, generate_series(1, 40) g; update x set id = id || g; \
+             alter table x drop g; insert into t select * from x; commit",
         ],
     )
     .await;
