@@ -16,6 +16,7 @@
 //! | F2 | [`rules`], [`horizon`], [`postgres`], [`topic`] |
 //! | F3 | [`reader`], [`applier`], [`snapshot`] |
 //! | F4 | [`deploy`], [`pipeline`] |
+//! | F5 | [`web`] |
 //! | F6 | [`cli`] |
 
 pub mod model;
@@ -37,5 +38,7 @@ pub mod snapshot;
 
 pub mod deploy;
 pub mod pipeline;
+
+pub mod web;
 
 pub mod cli;

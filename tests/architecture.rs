@@ -13,6 +13,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (2, &["rules", "horizon", "postgres", "topic"]),
     (3, &["reader", "applier", "snapshot"]),
     (4, &["deploy", "pipeline"]),
+    (5, &["web"]),
     (6, &["cli"]),
     (7, &["main"]),
 ];

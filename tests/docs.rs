@@ -53,6 +53,11 @@ fn the_pipeline_file_reference() {
     check("docs/PIPELINE.md", &sitepair::config::schema::reference());
 }
 
+#[test]
+fn the_metrics() {
+    check("docs/METRICS.md", &sitepair::telemetry::reference());
+}
+
 fn describe(command: &mut clap::Command, name: &str, page: &mut String) {
     let help = command.clone().bin_name(name).term_width(110).render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();

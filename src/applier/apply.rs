@@ -13,6 +13,7 @@ use super::halt::Halt;
 use super::ladder::{Done, Ladder};
 use super::members::Members;
 use super::park::Parked;
+use super::place;
 use super::shadow::Shadow;
 use super::table::Misfit;
 use super::target::Target;
@@ -20,7 +21,7 @@ use super::tracks;
 use super::write::Writer;
 use super::{ApplierParts, ApplierState, OnMisfit, Phase};
 use crate::config::OnError;
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Result, TableName, Track};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result, TableName, Track};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::{sqlstate, table_state};
 use crate::wire::record::ShapeCache;
@@ -50,7 +51,7 @@ pub async fn run<R: TopicReader + 'static>(
     match &found {
         Some(found) => {
             check_identity(found, &flow, parts.identity.as_ref())?;
-            check_place(&mut topic, found).await?;
+            place::check(&mut topic, &found.flow, (found.next, found.end_lsn)).await?;
             state.send_modify(|state| state.checkpoint = Some(found.clone()));
         }
         None if track == Track::Main => {}
@@ -113,33 +114,6 @@ enum Next {
     End,
     /// Another feed, from the checkpoint, with the tables as they stand now.
     Anew,
-}
-
-/// A checkpoint must lie in the topic, right behind the record that it ended with (P9). Without this a topic that lost its
-/// end, or was exchanged, would show only when it has a record again.
-async fn check_place<R: TopicReader>(topic: &mut R, found: &Checkpoint) -> Result<()> {
-    let bounds = topic.bounds().await?;
-    if found.next > bounds.next || found.next < bounds.first {
-        let what = format!(
-            "flow {}: the checkpoint is at offset {}, the topic holds {} to {}",
-            found.flow, found.next, bounds.first, bounds.next
-        );
-        return Err(Fault::new(Code::TopicGap, what));
-    }
-    if found.next == bounds.first {
-        return Ok(());
-    }
-    let before = topic.read(Offset(found.next.0 - 1), 1).await?;
-    match before.first().and_then(|stored| stored.record.stamp.end_lsn()) {
-        Some(end_lsn) if end_lsn != found.end_lsn => {
-            let what = format!(
-                "flow {}: the checkpoint is at offset {} and position {}, the topic's record before it ends at {end_lsn}",
-                found.flow, found.next, found.end_lsn
-            );
-            Err(Fault::new(Code::BrokenChain, what))
-        }
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// A checkpoint must be this flow's, as far as that is known.

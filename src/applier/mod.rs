@@ -27,6 +27,7 @@ mod ladder;
 mod literal;
 mod members;
 mod park;
+mod place;
 mod reduce;
 mod relocate;
 pub mod replay;

@@ -110,7 +110,7 @@ fn describe(flow: &FlowName, whole: Option<&TopicKind>, cost: &Cost) -> String {
     }
     if let Some(kind) = whole {
         let becomes = match kind {
-            TopicKind::Embedded => "set aside",
+            TopicKind::Embedded | TopicKind::Peer => "set aside",
             TopicKind::Kafka(_) => "emptied",
         };
         let held = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string());

@@ -33,11 +33,11 @@ pub async fn run(pipeline: &Pipeline, common: &Common, verb: &TopicVerb, output:
 /// A topic that is not there is an error for one who looks into it, not an empty one.
 async fn open(pipeline: &Pipeline, flow: &FlowName) -> Result<Reader> {
     let dir = &pipeline.topic.path;
-    if !topic::is_here(&pipeline.topic, flow) {
+    if !topic::is_in_reach(&pipeline.topic, flow) {
         let fault = Fault::new(Code::Io, format!("no topic of {flow} in {}", dir.display()));
         return Err(fault.remedy("run this where the daemon of the target's site runs, after its first start"));
     }
-    topic::open_reader(&pipeline.topic, flow).await
+    topic::open_nearest(&pipeline.topic, flow).await
 }
 
 /// The object of `topic info --json`.

@@ -1,7 +1,6 @@
 //! From the merged layers to a [`Pipeline`]: every key is read, whatever was wrong before it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use super::pipeline::{
     TruncatePolicy, Tuning, Wal,
 };
 use super::secret;
+use super::served::{self, served};
 use super::source::Source;
 use crate::model::FlowName;
 use crate::model::names::{MAX_NAME_BYTES, is_part_name};
@@ -23,7 +23,10 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let sites = sites(source);
     let flows = flows(source, name.as_deref(), &sites);
     let tables = tables(source);
-    let topic = topic(source);
+    let mut topic = topic(source);
+    if let (Some(topic), Some(flows)) = (&mut topic, &flows) {
+        topic.dials = served::dials(source, &topic.kind, flows, &sites);
+    }
     let copy = copy(source);
     let apply = apply(source);
     let journal = journal(source);
@@ -93,34 +96,18 @@ fn site(source: &mut Source, name: &str) -> Option<Site> {
         connection(source, &at("admin"), &at("admin_password_file"))
     };
     let priority = source.integer(&at("priority"))?;
-    let listen = match source.text(&at("listen")) {
-        None => None,
-        Some(text) => match text.parse::<SocketAddr>() {
-            Ok(address) => Some(address),
-            Err(_) => {
-                let what = format!("\"{text}\" is no address to listen at");
-                source.problem(&at("listen"), what, "write ADDRESS:PORT, as 127.0.0.1:7800");
-                None
-            }
-        },
-    };
-    let url = source.text(&at("url"));
-    if url.as_deref().is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://")) {
-        source.problem(&at("url"), "a peer is dialled by http or https", "write https://HOST:PORT");
-    }
-    let tls = ["cert", "key"].map(|key| source.path(&at(&format!("tls.{key}"))).is_some());
-    if tls[0] != tls[1] {
-        source.problem(&at("tls"), "a certificate and its key go together", "give tls.cert and tls.key");
-    }
-    source.path(&at("tls.ca"));
-    source.path(&at("token_file"));
+    let served = served(source, name)?;
     Some(Site {
         name: name.to_owned(),
         postgres: postgres?,
         admin: admin?,
         priority: i32::try_from(priority).ok()?,
-        listen,
-        url,
+        listen: served.listen,
+        url: served.url,
+        tls: served.tls,
+        token_file: served.token_file,
+        insecure_listen: served.insecure_listen,
+        metrics: served.metrics,
     })
 }
 
@@ -195,10 +182,15 @@ fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, O
         }
         flows.push(flow);
     }
-    match flows.len() {
-        0 if written.is_empty() => source.problem("flows", "no flow", "write one: [\"from -> to\"]"),
-        0 | 1 => {}
-        count => source.problem("flows", format!("{count} flows in one pipeline are {NOT_YET}"), "keep one"),
+    if written.is_empty() {
+        source.problem("flows", "no flow", "write one: [\"from -> to\"]");
+    }
+    // Where two flows meet, two sites could write one row.
+    if let Some(first) = flows.first()
+        && let Some(other) = flows.iter().find(|flow| flow.from != first.from)
+    {
+        let what = format!("flows that leave two sites ({} and {}) are {NOT_YET}", first.from, other.from);
+        source.problem("flows", what, "keep the flows of one site");
     }
     Some(flows)
 }
@@ -254,14 +246,9 @@ fn topic(source: &mut Source) -> Option<Topic> {
     let kind = source.choice("topic.kind", &[("embedded", "embedded"), ("peer", "peer"), ("kafka", "kafka")]);
     let kind = match kind {
         Some("kafka") => super::kafka::kafka(source).map(TopicKind::Kafka),
-        Some("peer") => {
-            let what = format!("topic.kind \"peer\" is {NOT_YET}");
-            source.problem("topic.kind", what, "write kind = \"embedded\"");
-            None
-        }
         Some(_) | None => {
             only_for_kafka(source);
-            Some(TopicKind::Embedded)
+            Some(if kind == Some("peer") { TopicKind::Peer } else { TopicKind::Embedded })
         }
     };
     let path = match &kind {
@@ -270,7 +257,7 @@ fn topic(source: &mut Source) -> Option<Topic> {
             source.problem("topic.path", "\"topic.path\" goes with a topic in a file only", "remove it");
             None
         }
-        Some(TopicKind::Embedded) | None => source.path("topic.path"),
+        Some(TopicKind::Embedded | TopicKind::Peer) | None => source.path("topic.path"),
     };
     let hours = source.integer("topic.retention.hours");
     let bytes = source.size("topic.retention.max_bytes");
@@ -279,6 +266,7 @@ fn topic(source: &mut Source) -> Option<Topic> {
     let hours = u64::try_from(hours?).ok()?;
     Some(Topic {
         kind: kind?,
+        dials: BTreeMap::new(),
         path: path?,
         retention_age: Duration::from_secs(hours * 3600),
         retention_bytes: bytes?,
@@ -320,11 +308,13 @@ fn wal(source: &mut Source) -> Option<Wal> {
 fn tuning(source: &mut Source) -> Option<Tuning> {
     let takeover_timeout = source.duration("tuning.takeover_timeout");
     let heartbeat_interval = source.duration("tuning.heartbeat_interval");
+    let liveness_timeout = source.duration("tuning.liveness_timeout");
     let group_rows = source.integer("tuning.group_rows");
     let group_bytes = source.size("tuning.group_bytes");
     Some(Tuning {
         takeover_timeout,
         heartbeat_interval: heartbeat_interval?,
+        liveness_timeout: liveness_timeout?,
         group_rows: usize::try_from(group_rows?).ok()?,
         group_bytes: usize::try_from(group_bytes?).ok()?,
     })

@@ -11,6 +11,7 @@ pub mod pipeline;
 mod places;
 pub mod schema;
 mod secret;
+mod served;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,15 @@ pub struct Overrides {
     /// Leaves `admin` and `admin_password_file` alone, which only `deploy` and `undeploy` need: a daemon's user may not
     /// be able to read them. Every site's `admin` is then its `postgres`.
     pub without_admin: bool,
+}
+
+/// The secret in a file that the pipeline names: one line, readable for its owner only.
+///
+/// # Errors
+/// `BadSecret`.
+pub fn read_secret(path: &Path) -> crate::model::Result<Secret> {
+    use crate::model::{Code, Fault};
+    secret::read_password(path).map_err(|(what, remedy)| Fault::new(Code::BadSecret, what).remedy(remedy))
 }
 
 /// Something wrong with a pipeline file, or with what is laid over it.

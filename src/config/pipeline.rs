@@ -68,8 +68,39 @@ pub struct Site {
     pub priority: i32,
     /// Where this site's node listens.
     pub listen: Option<SocketAddr>,
-    /// How the peer dials it.
+    /// How the peers dial it: `http` or `https`, without a path's last slash.
     pub url: Option<String>,
+    /// What `listen` shows and demands, and what this site's node shows when it dials a peer.
+    pub tls: Tls,
+    /// Holds the bearer token that `listen` demands. Read by those who serve or dial, not with the pipeline file: the
+    /// node of another site need not have it.
+    pub token_file: Option<PathBuf>,
+    /// `listen` may be an address that others reach although nothing is encrypted.
+    pub insecure_listen: bool,
+    /// Who may read the metrics.
+    pub metrics: MetricsAccess,
+}
+
+/// `tls` of a site; files are read by those who serve or dial.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificate chain, PEM.
+    pub cert: Option<PathBuf>,
+    /// Its key, PEM.
+    pub key: Option<PathBuf>,
+    /// Who signs the other side's certificates, PEM. Clients of `listen` must then have one.
+    pub ca: Option<PathBuf>,
+}
+
+/// Who may read `/metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Everybody where `listen` is a loopback address, else those who may read the topic.
+    Local,
+    /// Everybody.
+    Open,
+    /// Those who may read the topic.
+    Authenticated,
 }
 
 /// libpq's `sslmode` (PostgreSQL manual, section 34.19.3, table 34.1).
@@ -209,11 +240,13 @@ pub enum OnFull {
     DropUnapplied,
 }
 
-/// Where transactions are made durable.
+/// `topic.kind`: where transactions are made durable, and by whom.
 #[derive(Debug, Clone)]
 pub enum TopicKind {
-    /// In a file of the node that reads.
+    /// In a file beside the applier, at the target's node.
     Embedded,
+    /// In a file beside the reader, at the source's node, which serves it; the target's node pulls.
+    Peer,
     /// In Kafka.
     Kafka(Kafka),
 }
@@ -227,12 +260,27 @@ pub struct Kafka {
     pub properties: BTreeMap<String, Secret>,
 }
 
+/// How one node dials another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dial {
+    /// `url` of the site that serves.
+    pub url: String,
+    /// `token_file` of the site that serves.
+    pub token_file: Option<PathBuf>,
+    /// `tls` of the site that serves: who signed its certificate, unless `own` says.
+    pub theirs: Tls,
+    /// `tls` of the site that dials.
+    pub own: Tls,
+}
+
 /// `[topic]`.
 #[derive(Debug, Clone)]
 pub struct Topic {
     /// What kind of topic.
     pub kind: TopicKind,
-    /// Directory of the embedded topic's files, one `<flow>.db` each; empty where there are none.
+    /// How the target's node of each flow dials the source's; empty unless `kind` is [`TopicKind::Peer`].
+    pub dials: BTreeMap<FlowName, Dial>,
+    /// Directory of the topics' files, one `<flow>.db` each; empty where there are none.
     pub path: PathBuf,
     /// Applied records older than this go. Default 72 h.
     pub retention_age: Duration,
@@ -303,6 +351,8 @@ pub struct Tuning {
     pub takeover_timeout: Option<Duration>,
     /// Between two `pg_logical_emit_message` at the source. Default 10 s.
     pub heartbeat_interval: Duration,
+    /// How long a server may say nothing before a flow counts as dead. Default 30 s.
+    pub liveness_timeout: Duration,
     /// Largest group, in rows. Default 20,000.
     pub group_rows: usize,
     /// Largest group, in bytes of record bodies. Default 8 MiB.

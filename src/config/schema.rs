@@ -23,6 +23,8 @@ pub enum Kind {
     Size,
     /// A time with its unit.
     Duration,
+    /// True or false.
+    Flag,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A table of texts.
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Integer(low, high) => format!("whole number, {low} to {high}"),
             Kind::Size => "size: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB".into(),
             Kind::Duration => "time: ms, s, min, h, days".into(),
+            Kind::Flag => "`true`, `false`".into(),
             Kind::Choice(words) => words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", "),
             Kind::Properties => "table of texts".into(),
         }
@@ -76,13 +79,18 @@ const fn key(path: &'static str, kind: Kind, missing: Missing, meaning: &'static
     Key { path, kind, missing, meaning }
 }
 
-use Kind::{Address, Choice, Connection, Duration, File, Flows, Integer, Name, Properties, Size, Text, Texts};
+use Kind::{Address, Choice, Connection, Duration, File, Flag, Flows, Integer, Name, Properties, Size, Text, Texts};
 use Missing::{Default, Means, Refused};
 
 /// All keys, in the order of the documentation.
 pub const KEYS: &[Key] = &[
     key("pipeline", Name, Refused, "Name of the pipeline; part of the name of every object that it installs."),
-    key("flows", Flows, Refused, "Directions. This version runs one; `\"mesh\"` and more than one are refused."),
+    key(
+        "flows",
+        Flows,
+        Refused,
+        "Directions. In this version all leave one site; `\"mesh\"` and two ways are refused.",
+    ),
     key(
         "site.*.postgres",
         Connection,
@@ -103,26 +111,50 @@ pub const KEYS: &[Key] = &[
         Default("0"),
         "Who wins a conflict: the highest. Without effect in a one-way flow.",
     ),
-    key("site.*.listen", Address, Means("nothing is served"), "Where this site's node serves health and metrics."),
+    key(
+        "site.*.listen",
+        Address,
+        Means("nothing is served"),
+        "Where this site's node serves health, metrics and, with `topic.kind = \"peer\"`, its topics.",
+    ),
     key(
         "site.*.url",
         Text,
         Means("no peer dials it"),
-        "How the peer dials this node. Checked, without effect in this version.",
+        "How peers dial this node: `https://HOST:PORT`, or `http://` where nothing needs to be encrypted.",
     ),
-    key("site.*.tls.cert", File, Means("no TLS"), "Certificate of `listen`. Checked, without effect in this version."),
-    key("site.*.tls.key", File, Means("no TLS"), "Key of `listen`. Checked, without effect in this version."),
+    key(
+        "site.*.tls.cert",
+        File,
+        Means("no TLS"),
+        "Certificate chain of this node, PEM: shown by `listen`, and when it dials a peer.",
+    ),
+    key("site.*.tls.key", File, Means("no TLS"), "Its key, PEM. Mode 0600, or 0640 when root owns it."),
     key(
         "site.*.tls.ca",
         File,
-        Means("no client certificates"),
-        "Authority for clients of `listen`. Checked, without effect in this version.",
+        Means("clients need no certificate; the system's authorities sign servers"),
+        "Who signs the other side's certificates. Clients of `listen` must then show one. A node that has none of its own \
+         checks a peer's certificate by the peer's.",
     ),
     key(
         "site.*.token_file",
         File,
         Means("no token"),
-        "Holds the peer's bearer token. Checked, without effect in this version.",
+        "Holds the bearer token that `listen` demands, one line; the nodes that dial it need the same file. Mode as a \
+         password file's.",
+    ),
+    key(
+        "site.*.insecure_listen",
+        Flag,
+        Default("false"),
+        "Allows a `listen` or `url` without TLS that is no loopback address: rows and token are then readable on the network.",
+    ),
+    key(
+        "site.*.metrics",
+        Choice(&["local", "open", "authenticated"]),
+        Default("local"),
+        "Who may read `/metrics`: everybody if `listen` is a loopback address, everybody, or only who may read the topic.",
     ),
     key(
         "tables.#.include",
@@ -150,13 +182,14 @@ pub const KEYS: &[Key] = &[
         "topic.kind",
         Choice(&["embedded", "peer", "kafka"]),
         Default("embedded"),
-        "Where transactions are made durable: in a file beside the reader, or in Kafka. `\"peer\"` is refused in this version.",
+        "Where transactions are made durable: beside the applier; beside the reader, where the target's node pulls them \
+         from `url`; or in Kafka.",
     ),
     key(
         "topic.path",
         File,
         Refused,
-        "Directory of the embedded topic; one `<flow>.db` in it. None with `kind = \"kafka\"`.",
+        "Directory of the topic's files; one `<flow>.db` in it. At the source's node with `kind = \"peer\"`, none with `\"kafka\"`.",
     ),
     key(
         "topic.retention.hours",
@@ -235,6 +268,12 @@ pub const KEYS: &[Key] = &[
         "How long a second reader or applier waits for the first to go.",
     ),
     key("tuning.heartbeat_interval", Duration, Default("10s"), "Between two heartbeat messages in the source's WAL."),
+    key(
+        "tuning.liveness_timeout",
+        Duration,
+        Default("30s"),
+        "How long a server, or the peer, may say nothing before `/livez` says so. More than `heartbeat_interval`.",
+    ),
     key(
         "tuning.group_rows",
         Integer(1, 1_000_000),

@@ -262,6 +262,20 @@ impl Source {
         found
     }
 
+    /// True or false.
+    pub(super) fn flag(&mut self, path: &str) -> Option<bool> {
+        let flag = match self.value(path).map(|value| value.kind.clone()) {
+            None => self.default_of(path)?.parse().ok(),
+            Some(ValueKind::Boolean(flag)) => Some(flag),
+            Some(ValueKind::String(text)) if self.overlaid.contains_key(path) => text.trim().parse().ok(),
+            Some(_) => None,
+        };
+        if flag.is_none() {
+            self.problem(path, format!("\"{path}\" is neither true nor false"), "write true or false without quotes");
+        }
+        flag
+    }
+
     /// A path, from the pipeline file's directory on.
     pub(super) fn path(&mut self, path: &str) -> Option<PathBuf> {
         let text = self.text(path)?;

@@ -151,7 +151,7 @@ heartbeat_interval = \"10\"
         "F:9:1: error: \"tables.0.include\" is missing; add it: Globs on `schema.table`: `*`, `?`, `[…]`, `{a,b}`, escaped by `\\`; case-sensitive; roots of partitioned tables only.",
         "F:10:11: error: \"tables.0.exclude\" is not text; write it in quotes",
         "F:11:9: error: the row filter is empty; remove `where` to let all rows cross",
-        "F:12:2: error: \"topic.path\" is missing; add it: Directory of the embedded topic; one `<flow>.db` in it. None with `kind = \"kafka\"`.",
+        "F:12:2: error: \"topic.path\" is missing; add it: Directory of the topic's files; one `<flow>.db` in it. At the source's node with `kind = \"peer\"`, none with `\"kafka\"`.",
         "F:13:8: error: \"topic.kind\" can't be \"kafak\"; write one of \"embedded\", \"peer\", \"kafka\"",
         "F:14:23: error: \"topic.retention.hours\" is not a whole number from 1 to 87600; write a number without quotes",
         "F:14:38: error: \"topic.retention.max_bytes\" is no size: \"20\"; write a number with its unit, as \"20GiB\"",
@@ -180,7 +180,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     (
         FLOWS,
         "[\"helsinki -> oulu\", \"oulu -> helsinki\"]",
-        "F:2:9: error: 2 flows in one pipeline are not supported yet",
+        "F:2:9: error: flows that leave two sites (helsinki and oulu) are not supported yet",
     ),
     (FLOWS, "[\"helsinki to oulu\"]", "F:2:9: error: \"helsinki to oulu\" is no flow"),
     (FLOWS, "[\"oulu -> oulu\"]", "F:2:9: error: flow \"oulu -> oulu\" ends where it starts"),
@@ -215,7 +215,22 @@ const REFUSALS: &[(&str, &str, &str)] = &[
         "kind = \"kafka\"\nbrokers = [\"k:1\"]\nproperties = { \"sasl.password\" = \"hunter2\" }",
         "F:12:14: error: property \"sasl.password\" is a secret",
     ),
-    ("[topic]", "[topic]\nkind = \"peer\"", "F:10:8: error: topic.kind \"peer\" is not"),
+    (
+        "host=b",
+        "host=b\"\ninsecure_listen = \"yes",
+        "F:7:19: error: \"site.oulu.insecure_listen\" is neither true nor false",
+    ),
+    (
+        "[[tables]]",
+        "listen = \"10.0.0.1:7800\"\n[[tables]]",
+        "F:7:10: error: 10.0.0.1:7800 is no loopback address, and there is no TLS",
+    ),
+    (
+        "[[tables]]",
+        "url = \"http://b.example:7800\"\n[[tables]]",
+        "F:7:7: error: http://b.example:7800 sends rows and token unencrypted",
+    ),
+    ("[[tables]]", "url = \"https://u:p@b.example\"\n[[tables]]", "F:7:7: error: a url holds no user and no password"),
     ("[topic]", "[topic]\nspool = \"/s\"", "F:10:9: error: \"topic.spool\" goes with kind"),
     ("path = \"topic\"", "path = \"\"", "F:10:8: error: \"topic.path\" is empty"),
     ("[topic]", "[schedule]\nmode = \"manual\"\n[topic]", "F:10:8: error: a schedule is not supported yet"),
@@ -251,6 +266,34 @@ fn what_later_versions_read_is_accepted() {
 }
 
 #[test]
+fn a_topic_that_peers_pull_is_served_found_and_guarded() {
+    let peer = ("[topic]", "[topic]\nkind = \"peer\"");
+    let problems = load_with(&least(peer, ""), &[], &[]).unwrap_err();
+    let words = ["has no \"listen\"", "has no \"url\"", "everybody could read the topic"];
+    assert_eq!(problems.len(), words.len(), "{problems:#?}");
+    assert!(words.iter().all(|words| problems.iter().any(|problem| problem.contains(words))), "{problems:#?}");
+    let text = least(peer, "").replace(
+        "[site.oulu]",
+        "listen = \"127.0.0.1:7800\"\nurl = \"http://127.0.0.1:7800/\"\ntoken_file = \"t\"\n[site.oulu]",
+    );
+    let pipeline = load_with(&text, &[], &[]).unwrap();
+    let dial = &pipeline.topic.dials[&pipeline.flows[0]];
+    assert!(matches!(pipeline.topic.kind, TopicKind::Peer));
+    assert_eq!(dial.url, "http://127.0.0.1:7800");
+    assert!(dial.token_file.as_ref().is_some_and(|path| path.ends_with("t")));
+    let text = text.replace("token_file = \"t\"", "tls = { ca = \"ca\" }");
+    let problems = load_with(&text, &[], &[]).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].contains("can't ask for client certificates"), "{problems:#?}");
+}
+
+#[test]
+fn flows_of_one_site_go_to_many() {
+    let more = "[site.turku]\npostgres = \"host=c user=sitepair\"\n";
+    let text = least(("[\"helsinki -> oulu\"]", "[\"helsinki -> oulu\", \"helsinki -> turku\"]"), more);
+    assert_eq!(load_with(&text, &[], &[]).unwrap().flows.len(), 2);
+}
+
+#[test]
 fn a_file_that_is_not_there_is_one_line() {
     let problems = load(Path::new("/nowhere/p.toml"), &Overrides::default()).unwrap_err();
     assert_eq!(problems.len(), 1);
@@ -259,7 +302,12 @@ fn a_file_that_is_not_there_is_one_line() {
 
 #[test]
 fn the_example_of_the_signature_service_is_valid() {
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/mssp.toml");
+    for example in ["mssp", "geoqueue"] {
+        check_example(&format!("{}/pipelines/{example}.toml", env!("CARGO_MANIFEST_DIR")));
+    }
+}
+
+fn check_example(example: &str) {
     let directory = tempfile::tempdir().unwrap();
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "pw\n").unwrap();

@@ -73,7 +73,7 @@ pub async fn plan(pipeline: &Pipeline, only: Option<&str>) -> Result<Report> {
 
 /// What the topics of the flows whose source is looked at need.
 async fn add_topics(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, report: &mut Report) -> Result<()> {
-    if matches!(pipeline.topic.kind, TopicKind::Embedded) {
+    if matches!(pipeline.topic.kind, TopicKind::Embedded | TopicKind::Peer) {
         return Ok(());
     }
     for flow in &pipeline.flows {

@@ -160,6 +160,7 @@ pub(super) fn check_source(node: &Node<'_>, flow: &FlowName, wal: &Wal, slot_exi
         }
     }
     check_wal(server, wal, found);
+    check_listen(node.site, found);
     let names = &server.synchronous_standby_names;
     let ours = [node.site.postgres.application_name.clone().unwrap_or_else(|| APPLICATION.to_owned()), flow.object()];
     if let Some(name) = matching_standby(names, &ours) {
@@ -169,6 +170,17 @@ pub(super) fn check_source(node: &Node<'_>, flow: &FlowName, wal: &Wal, slot_exi
         found.blocking("synchronous_standby_names", what, remedy);
     }
     check_login(node, true, found);
+}
+
+/// A site's own word that nothing needs to be encrypted is worth a look each time.
+fn check_listen(site: &Site, found: &mut Findings<'_>) {
+    if site.insecure_listen && site.tls.cert.is_none() {
+        found.warning(
+            "insecure_listen",
+            "rows and the token cross the network unencrypted: who can read along can read and forge both",
+            "give tls.cert and tls.key, and remove insecure_listen",
+        );
+    }
 }
 
 fn check_wal(server: &Server, wal: &Wal, found: &mut Findings<'_>) {

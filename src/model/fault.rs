@@ -140,6 +140,8 @@ codes! {
     TimelineFork = "timeline-fork", Guard, "the topic holds transactions that the new primary never had: run `sitepair resync --reason \"timeline fork\"`";
     /// The checkpoint at the target belongs to another flow.
     ForeignCheckpoint = "foreign-checkpoint", Guard, "the target was restored or belongs to another pipeline: run `sitepair resync --reason \"target restored\"`";
+    /// The peer serves another pipeline's topic, or none of this flow.
+    ForeignPeer = "foreign-peer", Guard, "check url, and that both nodes run the same pipeline file after its last `sitepair deploy`";
     /// Another applier moved the checkpoint.
     CheckpointMoved = "checkpoint-moved", Guard, "only one applier may run for a flow: stop the other one";
     /// A second reader: the slot is in use.

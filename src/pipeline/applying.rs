@@ -38,7 +38,7 @@ pub(super) async fn apply(
     track: Track,
     end: Option<Offset>,
     goal: Goal,
-    stop: Stop,
+    (state, stop): (watch::Sender<ApplierState>, Stop),
 ) -> Result<()> {
     let target = super::site(pipeline, &flow.to)?;
     let topic = topic::open_reader(&pipeline.topic, flow).await?;
@@ -46,7 +46,7 @@ pub(super) async fn apply(
     let publisher = if track == Track::Main { topic.publisher() } else { None };
     let topic = Bounded { topic, end: end.unwrap_or(Offset(u64::MAX)) };
     let parts = ApplierParts { identity: identity(pipeline, flow).await?, ..parts(pipeline, flow, track, topic)? };
-    let (state, watched) = watch::channel(ApplierState::default());
+    let watched = state.subscribe();
     tracing::debug!(%flow, site = %target.name, track = track.name(), "applier starts");
     tokio::select! {
         result = applier::run(parts, stop, goal, state) => result,

@@ -12,11 +12,12 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use super::applying::{self, application_name};
+use super::board::{FlowBoard, Voice};
 use super::decide::{self, Act, Place, Reached, View, Works};
 use super::membership::{self, Membership};
 use super::seat::Seat;
-use super::{Timing, between, request, site, supervisor};
-use crate::applier::{self, Checkpoint, checkpoint};
+use super::{Timing, between, peering, pulse, request, retention, site, supervisor};
+use crate::applier::{self, ApplierState, Checkpoint, checkpoint};
 use crate::config::Pipeline;
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Offset, Result, TableName, Track};
@@ -40,18 +41,25 @@ pub(super) async fn keep(
     flow: &FlowName,
     timing: Timing,
     goal: Goal,
-    copy: &watch::Sender<CopyState>,
+    (copy, board): (&watch::Sender<CopyState>, &Arc<FlowBoard>),
     stop: Stop,
 ) -> Result<()> {
+    board.expect(Voice::Target);
     let pipeline = Arc::new(pipeline.clone());
     let membership = watch::Sender::new(None);
     let conducting = supervisor::keep("applier", timing.takeover, stop.clone(), || {
-        attempt(Arc::clone(&pipeline), flow, goal, membership.clone(), copy.clone(), stop.clone())
+        let told = (copy.clone(), Arc::clone(board));
+        attempt(Arc::clone(&pipeline), flow, goal, membership.clone(), told, stop.clone())
     });
-    tokio::select! {
+    let result = tokio::select! {
         result = conducting => result,
         never = membership::watch(&pipeline, flow, &membership) => match never {},
-    }
+        never = pulse::keep(&pipeline, flow, board) => match never {},
+        never = peering::keep(&pipeline, flow, board) => match never {},
+        never = retention::keep_journal(&pipeline, flow) => match never {},
+    };
+    peering::at_end(&pipeline, flow).await;
+    result
 }
 
 async fn attempt(
@@ -59,15 +67,15 @@ async fn attempt(
     flow: &FlowName,
     goal: Goal,
     membership: watch::Sender<Option<Membership>>,
-    copy: watch::Sender<CopyState>,
+    (copy, board): (watch::Sender<CopyState>, Arc<FlowBoard>),
     stop: Stop,
 ) -> Result<()> {
     let target = site(&pipeline, &flow.to)?.clone();
     let at = |fault: Fault| fault.at(&target.name);
     let seat = Seat::take(&target.postgres, flow, &application_name(flow)).await.map_err(at)?;
     let topic = Mutex::new(topic::open_reader(&pipeline.topic, flow).await?);
-    let conductor = Conductor { pipeline, flow: flow.clone(), goal, membership, copy, stop, seat, topic };
-    conductor.run().await.map_err(at)
+    let conductor = Conductor { pipeline, flow: flow.clone(), goal, membership, copy, board, stop, seat, topic };
+    Box::pin(conductor.run()).await.map_err(at)
 }
 
 struct Conductor {
@@ -76,6 +84,7 @@ struct Conductor {
     goal: Goal,
     membership: watch::Sender<Option<Membership>>,
     copy: watch::Sender<CopyState>,
+    board: Arc<FlowBoard>,
     stop: Stop,
     seat: Seat,
     /// Asked for its end at each look.
@@ -122,7 +131,7 @@ impl Conductor {
             }
             failpoint::pass(failpoint::ACT);
             near &= !matches!(act, Act::Join);
-            self.act(&act).await?;
+            Box::pin(self.act(&act)).await?;
             failpoint::pass(failpoint::ACT);
             view = View { near, ..self.look().await? };
         }
@@ -261,7 +270,9 @@ impl Conductor {
         } else if waiting.alive {
             request::take(session, waiting.id).await?;
             match &waiting.asked {
-                Ok(asked) => between::perform(&self.seat.quiet(&self.pipeline, self.stop.clone()), asked).await,
+                Ok(asked) => {
+                    Box::pin(between::perform(&self.seat.quiet(&self.pipeline, self.stop.clone()), asked)).await
+                }
                 Err(fault) => Err(fault.clone()),
             }
         } else {
@@ -297,8 +308,16 @@ impl Conductor {
         self.seat.hold_origin().await
     }
 
+    /// Where an applier shows how it stands: of the tracks, the main one is on the board.
+    fn state(&self, track: Track) -> watch::Sender<ApplierState> {
+        match track {
+            Track::Main => self.board.applier.clone(),
+            Track::Joining | Track::Replay => watch::Sender::default(),
+        }
+    }
+
     async fn apply(&self, track: Track, end: Option<Offset>, goal: Goal) -> Result<()> {
-        applying::apply(&self.pipeline, &self.flow, track, end, goal, self.stop.clone()).await
+        applying::apply(&self.pipeline, &self.flow, track, end, goal, (self.state(track), self.stop.clone())).await
     }
 
     /// Runs what is to run until something is due, or until one of the works has come to its end. The main applier is the
@@ -311,9 +330,9 @@ impl Conductor {
         let mut sides = 0_usize;
         let (pipeline, flow) = (&self.pipeline, &self.flow);
         if wanted.main {
-            let (pipeline, flow, stop) = (Arc::clone(pipeline), flow.clone(), main);
+            let (pipeline, flow, told) = (Arc::clone(pipeline), flow.clone(), (self.state(Track::Main), main));
             works.spawn(
-                async move { (Work::Main, applying::apply(&pipeline, &flow, Track::Main, None, goal, stop).await) },
+                async move { (Work::Main, applying::apply(&pipeline, &flow, Track::Main, None, goal, told).await) },
             );
         }
         if wanted.copier {
@@ -418,7 +437,8 @@ async fn catch_up(pipeline: Arc<Pipeline>, flow: FlowName, stop: Stop) -> Result
             let begun = Instant::now();
             if side.next < main.next {
                 let goal = Goal::Offset(main.next);
-                applying::apply(&pipeline, &flow, Track::Joining, Some(main.next), goal, stop.clone()).await?;
+                let told = (watch::Sender::default(), stop.clone());
+                applying::apply(&pipeline, &flow, Track::Joining, Some(main.next), goal, told).await?;
                 if *stop.borrow() || begun.elapsed() < SHORT_ROUND {
                     return Ok(());
                 }

@@ -3,6 +3,7 @@
 pub mod amount;
 mod applying;
 pub mod between;
+pub mod board;
 mod bounded;
 mod conductor;
 mod decide;
@@ -13,8 +14,11 @@ mod membership;
 pub mod offset;
 pub mod parked;
 mod peek;
+mod peering;
 pub mod pending;
+mod pulse;
 mod reading;
+mod reported;
 pub mod request;
 pub mod resync;
 mod retained;
@@ -35,6 +39,7 @@ use crate::config::{Pipeline, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::{Goal, Stop};
 use crate::snapshot::CopyState;
+use board::Board;
 pub use goal::Timing;
 
 /// How long the parts of a flow may take to end once they are told to. A group that waits behind a lock, or for a server
@@ -61,6 +66,8 @@ pub struct RunOptions {
     pub site: Option<String>,
     /// Which parts.
     pub parts: Parts,
+    /// Where the parts show how they stand.
+    pub board: Board,
     /// End when what the source had flushed at the start has arrived.
     pub once: bool,
     /// How far the copier is, for whoever shows it.
@@ -77,21 +84,25 @@ pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
 
 /// Runs flows until they are done (`once`), stopped, or none is left.
 ///
-/// With the embedded topic the target's node runs both parts; at the source's site there is nothing to do but to stay
-/// and be seen. With Kafka the source's node reads and the target's node applies.
+/// With the embedded topic the target's node runs both parts; else the source's node runs the reader and the target's node
+/// the applier. At any other site there is nothing to do but to stay and be seen.
 ///
 /// # Errors
 /// Of the flows that stopped by a fault, the one with the highest exit code.
 pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
     let mut flows = JoinSet::new();
     for flow in &options.flows {
-        let Some(parts) = parts_here(&pipeline.topic.kind, flow, options) else {
-            tracing::info!(%flow, "nothing of this flow that was asked for runs at this site");
+        let Some(parts) = parts_at(&pipeline.topic.kind, flow, options.site.as_deref(), options.parts) else {
+            tracing::info!(%flow, "no part of this flow runs at this site");
             continue;
         };
-        let (pipeline, flow, stop) = (pipeline.clone(), flow.clone(), stop.clone());
         let options = RunOptions { parts, ..options.clone() };
-        flows.spawn(async move { run_flow(&pipeline, &flow, &options, stop).await.map_err(|fault| fault.at(&flow)) });
+        let (pipeline, flow, stop) = (pipeline.clone(), flow.clone(), stop.clone());
+        flows.spawn(async move {
+            let result = Box::pin(run_flow(&pipeline, &flow, &options, stop)).await.map_err(|fault| fault.at(&flow));
+            options.board.flow(&flow).stopped.send_replace(result.as_ref().err().cloned());
+            result
+        });
     }
     if flows.is_empty() && !options.once {
         wait_until_stopped(stop).await;
@@ -111,18 +122,18 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
     worst.map_or(Ok(()), Err)
 }
 
-/// Which of the parts asked for run at this node.
-fn parts_here(kind: &TopicKind, flow: &FlowName, options: &RunOptions) -> Option<Parts> {
-    let Some(site) = &options.site else { return Some(options.parts) };
-    let here = match kind {
-        TopicKind::Embedded if *site == flow.to => Parts::Both,
-        TopicKind::Kafka(_) if *site == flow.from => Parts::Reader,
-        TopicKind::Kafka(_) if *site == flow.to => Parts::Applier,
-        TopicKind::Embedded | TopicKind::Kafka(_) => return None,
+/// Which of the parts that were asked for run at `site` (`None` plays every site).
+fn parts_at(kind: &TopicKind, flow: &FlowName, site: Option<&str>, asked: Parts) -> Option<Parts> {
+    let (source, target) = (site.is_none_or(|site| site == flow.from), site.is_none_or(|site| site == flow.to));
+    let (reads, applies) = match kind {
+        TopicKind::Embedded => (target, target),
+        TopicKind::Peer | TopicKind::Kafka(_) => (source, target),
     };
-    match (here, options.parts) {
-        (Parts::Both, asked) | (asked, Parts::Both) => Some(asked),
-        (here, asked) => (here == asked).then_some(here),
+    match (reads && asked != Parts::Applier, applies && asked != Parts::Reader) {
+        (true, true) => Some(Parts::Both),
+        (true, false) => Some(Parts::Reader),
+        (false, true) => Some(Parts::Applier),
+        (false, false) => None,
     }
 }
 
@@ -134,24 +145,27 @@ async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, st
     };
     let Some((timing, goal)) = found else { return Ok(()) };
     let (halt, halted) = watch::channel(false);
-    let reader = async {
+    let board = options.board.flow(flow);
+    // Boxed, like what is large and lies deep below: each lies in its caller's frame else, and a worker's stack is 2 MiB.
+    let reader = Box::pin(async {
         match options.parts {
             // It must go on until the applier has what it needs to be consistent.
-            Parts::Both => reading::keep(pipeline, flow, timing, Goal::Never, halted.clone()).await,
-            Parts::Reader => reading::keep(pipeline, flow, timing, goal, halted.clone()).await,
+            Parts::Both => reading::keep(pipeline, flow, (timing, Goal::Never), &board, halted.clone()).await,
+            Parts::Reader => reading::keep(pipeline, flow, (timing, goal), &board, halted.clone()).await,
             Parts::Applier => Ok(()),
         }
-    };
-    let applier = async {
+    });
+    let applier = Box::pin(async {
         match options.parts {
             Parts::Both | Parts::Applier => {
-                let conducted = conductor::keep(pipeline, flow, timing, goal, &options.copy, halted.clone()).await;
+                let told = (&options.copy, &board);
+                let conducted = Box::pin(conductor::keep(pipeline, flow, timing, goal, told, halted.clone())).await;
                 halt.send_replace(true);
                 conducted
             }
             Parts::Reader => Ok(()),
         }
-    };
+    });
     let first = OnceLock::new();
     let halting = |result: Result<()>| {
         if let Err(fault) = &result {
@@ -181,5 +195,37 @@ async fn wait_until_stopped(mut stop: Stop) {
     // A sender that is gone can no longer say stop: then nobody will, and the flow goes on.
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::Kafka;
+
+    #[test]
+    fn each_site_runs_its_parts() {
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let kafka = TopicKind::Kafka(Kafka { brokers: Vec::new(), properties: BTreeMap::new() });
+        for (kind, site, asked, runs) in [
+            (TopicKind::Embedded, None, Parts::Both, Some(Parts::Both)),
+            (TopicKind::Embedded, Some("a"), Parts::Both, None),
+            (TopicKind::Embedded, Some("b"), Parts::Both, Some(Parts::Both)),
+            (TopicKind::Embedded, Some("b"), Parts::Reader, Some(Parts::Reader)),
+            (kafka.clone(), None, Parts::Both, Some(Parts::Both)),
+            (kafka.clone(), Some("a"), Parts::Both, Some(Parts::Reader)),
+            (kafka.clone(), Some("b"), Parts::Both, Some(Parts::Applier)),
+            (kafka, Some("b"), Parts::Reader, None),
+            (TopicKind::Peer, None, Parts::Both, Some(Parts::Both)),
+            (TopicKind::Peer, None, Parts::Applier, Some(Parts::Applier)),
+            (TopicKind::Peer, Some("a"), Parts::Both, Some(Parts::Reader)),
+            (TopicKind::Peer, Some("a"), Parts::Applier, None),
+            (TopicKind::Peer, Some("b"), Parts::Both, Some(Parts::Applier)),
+            (TopicKind::Peer, Some("c"), Parts::Both, None),
+        ] {
+            assert_eq!(parts_at(&kind, &flow, site, asked), runs, "{kind:?} {site:?} {asked:?}");
+        }
     }
 }

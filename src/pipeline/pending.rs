@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::amount::Pending;
 use super::peek::{Counter, Counts, Peek};
-use super::{reading, site, waiting};
+use super::{reading, reported, site, waiting};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, WriterId};
@@ -16,6 +16,7 @@ use crate::postgres::session::{self, Session};
 use crate::postgres::{slot, sqlstate, wal};
 use crate::reader::{self, ReaderParts, ReaderState};
 use crate::topic;
+use crate::topic::peer::passed::Noted;
 
 /// Between two looks at the topic while the running reader comes nearer.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -67,7 +68,7 @@ async fn reach(
     upto: Lsn,
     timeout: Duration,
 ) -> Result<Reached> {
-    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
+    let mut topic = topic::open_nearest(&pipeline.topic, flow).await?;
     let started = Instant::now();
     loop {
         let end = topic.bounds().await?.end_lsn;
@@ -99,7 +100,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
     let confirmed = reading::usable_slot(&session, &deployed).await?;
     let selected = reading::selected(pipeline, &session).await?;
     let counts = Arc::new(Counts::default());
-    let topic = Counter::after(topic::open_reader(&pipeline.topic, flow).await?, Arc::clone(&counts)).await?;
+    let topic = Counter::after(topic::open_nearest(&pipeline.topic, flow).await?, Arc::clone(&counts)).await?;
     let beside = session::connect(&source.postgres, &application).await?;
     let parts = ReaderParts {
         source: Peek::start(&session, &deployed.genesis.slot, &flow.object(), upto).await?,
@@ -122,12 +123,40 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
 /// Counts in the topic from the checkpoint on, what is parked, and what waits beside.
 async fn unapplied(pipeline: &Pipeline, flow: &FlowName, source: &Session, upto: Lsn) -> Result<Pending> {
     let target = site(pipeline, &flow.to)?;
-    let session = session::connect(&target.postgres, &format!("sitepair pending {flow}"))
-        .await
-        .map_err(|fault| fault.at(&target.name))?;
-    let checkpoint = checkpoint::read(&session, flow, Track::Main).await.map_err(|fault| fault.at(&target.name))?;
-    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
+    let at = |fault: Fault| fault.at(&target.name);
+    let mut topic = topic::open_nearest(&pipeline.topic, flow).await?;
+    let session = match session::connect(&target.postgres, &format!("sitepair pending {flow}")).await {
+        Ok(session) => session,
+        Err(fault) if fault.is_transient() => return as_reported(pipeline, flow, &mut topic, upto, at(fault)).await,
+        Err(fault) => return Err(at(fault)),
+    };
+    let checkpoint = checkpoint::read(&session, flow, Track::Main).await.map_err(at)?;
     let from = checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next);
+    let (held, to) = held(&mut topic, from, upto).await?;
+    let waiting = waiting::tables(&session, flow).await.map_err(at)?;
+    let behind = waiting::behind(&mut topic, &waiting, from.min(to)).await?;
+    let tables = waiting::uncopied(pipeline, flow, source, &session).await?;
+    Ok(held.plus(behind).plus(parked(&session, flow).await.map_err(at)?).plus(Pending { tables, ..Pending::default() }))
+}
+
+/// What is left by the last report of a target that is out of reach. The report does not tell of tables that are yet to be
+/// copied, so it can prove that there is something, never that there is nothing: then the answer is `unreachable`.
+async fn as_reported(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    topic: &mut topic::Reader,
+    upto: Lsn,
+    unreachable: Fault,
+) -> Result<Pending> {
+    let Some(Noted { passed, .. }) = reported::read(pipeline, flow).await? else { return Err(unreachable) };
+    let (held, _) = held(topic, passed.next_offset, upto).await?;
+    let aside = Pending { rows: passed.parked, transactions: u64::from(passed.parked > 0), ..Pending::default() };
+    let left = held.plus(aside);
+    if left == Pending::default() { Err(unreachable) } else { Ok(left) }
+}
+
+/// What the topic holds from an offset up to a position, and the offset where that ends.
+async fn held(topic: &mut topic::Reader, from: Offset, upto: Lsn) -> Result<(Pending, Offset)> {
     // A transaction that ends after the position was committed later than the question was asked.
     let to = topic.find(Seek::Lsn(upto)).await?;
     let count = if to > from { topic.count(from, to).await? } else { Default::default() };
@@ -137,11 +166,7 @@ async fn unapplied(pipeline: &Pipeline, flow: &FlowName, source: &Session, upto:
         bytes: if count.transactions > 0 { count.bytes } else { 0 },
         tables: 0,
     };
-    let at = |fault: Fault| fault.at(&target.name);
-    let waiting = waiting::tables(&session, flow).await.map_err(at)?;
-    let behind = waiting::behind(&mut topic, &waiting, from.min(to)).await?;
-    let tables = waiting::uncopied(pipeline, flow, source, &session).await?;
-    Ok(held.plus(behind).plus(parked(&session, flow).await.map_err(at)?).plus(Pending { tables, ..Pending::default() }))
+    Ok((held, to))
 }
 
 async fn parked(target: &Session, flow: &FlowName) -> Result<Pending> {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
+use super::board::{FlowBoard, Voice};
 use super::{Timing, retention, supervisor};
 use crate::config::{Pipeline, Site};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Lsn, Result};
@@ -13,7 +12,7 @@ use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::{catalog, flow as installed};
 use crate::reader::identity::{self, Server, Slot, Switch};
-use crate::reader::{self, ReaderParts, ReaderState};
+use crate::reader::{self, ReaderParts};
 use crate::rules::{self, Selected};
 use crate::topic;
 
@@ -26,19 +25,26 @@ fn application_name(flow: &FlowName) -> String {
 ///
 /// # Errors
 /// That fault.
-pub async fn keep(pipeline: &Pipeline, flow: &FlowName, timing: Timing, goal: Goal, stop: Stop) -> Result<()> {
-    let ended =
-        supervisor::keep("reader", timing.takeover, stop.clone(), || follow(pipeline, flow, goal, stop.clone())).await;
+pub async fn keep(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    (timing, goal): (Timing, Goal),
+    board: &FlowBoard,
+    stop: Stop,
+) -> Result<()> {
+    board.expect(Voice::Source);
+    let attempt = || follow(pipeline, flow, goal, board, stop.clone());
+    let ended = supervisor::keep("reader", timing.takeover, stop.clone(), attempt).await;
     topic::await_closed(&pipeline.topic, flow).await;
     ended
 }
 
 /// A table that `deploy` has just added is unknown until the catalog is read again; one that is still unknown then is no
 /// table of the flow.
-async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &FlowBoard, stop: Stop) -> Result<()> {
     let mut unknown = None;
     loop {
-        match read(pipeline, flow, goal, stop.clone()).await {
+        match read(pipeline, flow, goal, board, stop.clone()).await {
             Err(fault) if fault.code == Code::UnknownRelation && unknown.as_ref() != Some(&fault.what) => {
                 tracing::info!(%flow, what = fault.what, "reads the catalog again");
                 unknown = Some(fault.what);
@@ -49,12 +55,19 @@ async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) ->
 }
 
 /// One attempt: everything is checked anew, and nothing is remembered but what the topic holds.
-async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &FlowBoard, stop: Stop) -> Result<()> {
     let site = super::site(pipeline, &flow.from)?;
-    attempt(pipeline, site, flow, goal, stop).await.map_err(|fault| fault.at(&site.name))
+    attempt(pipeline, site, flow, goal, board, stop).await.map_err(|fault| fault.at(&site.name))
 }
 
-async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, stop: Stop) -> Result<()> {
+async fn attempt(
+    pipeline: &Pipeline,
+    site: &Site,
+    flow: &FlowName,
+    goal: Goal,
+    board: &FlowBoard,
+    stop: Stop,
+) -> Result<()> {
     let source = session::connect(&site.postgres, &application_name(flow)).await?;
     let deployed = deployed(&source, flow).await?;
     let confirmed = usable_slot(&source, &deployed).await?;
@@ -64,7 +77,7 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
     let topic = topic::open_writer(&pipeline.topic, flow).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
     let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
-    let retention = topic.retention();
+    let (retention, flow_id) = (topic.retention(), deployed.flow_id);
     let parts = ReaderParts {
         source: stream,
         writer: topic.id(),
@@ -78,10 +91,9 @@ async fn attempt(pipeline: &Pipeline, site: &Site, flow: &FlowName, goal: Goal, 
         heartbeat_interval: pipeline.tuning.heartbeat_interval,
     };
     tracing::info!(%flow, site = %site.name, slot = %flow.object(), lsn = %confirmed, "reader starts");
-    let (state, _) = watch::channel(ReaderState::default());
     tokio::select! {
-        result = reader::run(parts, stop, goal, state) => result,
-        never = retention::keep(pipeline, flow, retention) => match never {},
+        result = reader::run(parts, stop, goal, board.reader.clone()) => result,
+        never = retention::keep(pipeline, flow, flow_id, retention) => match never {},
     }
 }
 

@@ -3,12 +3,15 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::{journal, retained, site};
-use crate::config::Pipeline;
+use crate::config::{Pipeline, TopicKind};
 use crate::model::{FlowName, Offset, Result, units};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{sqlstate, wal};
 use crate::topic::embedded::Retention;
+use crate::topic::peer::passed;
 
 /// Between two looks at the checkpoint.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -20,20 +23,21 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// The WAL writer flushes within a few of its delays (200 ms by default).
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Keeps the topic, and the journal at the target, within their age and size for as long as it is polled; without a handle
-/// others see to the topic.
-/// A target that does not answer keeps what it needs.
-pub async fn keep(pipeline: &Pipeline, flow: &FlowName, retention: Option<Retention>) -> Infallible {
-    let mut pruned: Option<Instant> = None;
+/// Keeps the topic within its age and size for as long as it is polled; without a handle others see to it. A target that
+/// does not answer keeps what it needs.
+pub async fn keep(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: Option<Retention>) -> Infallible {
+    let Some(retention) = retention else { return std::future::pending().await };
     loop {
-        if let Some(retention) = &retention {
-            said(flow, "retention", once(pipeline, flow, retention).await);
-        }
-        if pruned.is_none_or(|at| at.elapsed() > PRUNE_INTERVAL) {
-            said(flow, "pruning of the journal", prune(pipeline, flow).await);
-            pruned = Some(Instant::now());
-        }
+        said(flow, "retention", once(pipeline, flow, flow_id, &retention).await);
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Keeps the journal at the target within its age and size for as long as it is polled.
+pub(super) async fn keep_journal(pipeline: &Pipeline, flow: &FlowName) -> Infallible {
+    loop {
+        said(flow, "pruning of the journal", prune(pipeline, flow).await);
+        tokio::time::sleep(PRUNE_INTERVAL).await;
     }
 }
 
@@ -54,11 +58,25 @@ async fn prune(pipeline: &Pipeline, flow: &FlowName) -> Result<()> {
     Ok(())
 }
 
-async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Result<()> {
-    let target = session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
-    // Until the session ends, which is when the records are gone, no checkpoint goes back behind them.
-    retained::keep(&target, flow).await?;
-    let keep_from = flushed_offset(&target, flow).await?;
+async fn once(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: &Retention) -> Result<()> {
+    match pipeline.topic.kind {
+        // The target may be out of this node's reach: what counts is what its own node has reported. A checkpoint that goes
+        // back meanwhile may find that its records are gone, which stops the flow (TopicGap).
+        TopicKind::Peer => {
+            let noted = passed::read(&pipeline.topic.path, flow, flow_id)?;
+            drop_before(flow, noted.map_or(Offset(0), |noted| noted.passed.next_offset), retention).await
+        }
+        TopicKind::Embedded | TopicKind::Kafka(_) => {
+            let target =
+                session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
+            // Until the session ends, which is when the records are gone, no checkpoint goes back behind them.
+            retained::keep(&target, flow).await?;
+            drop_before(flow, flushed_offset(&target, flow).await?, retention).await
+        }
+    }
+}
+
+async fn drop_before(flow: &FlowName, keep_from: Offset, retention: &Retention) -> Result<()> {
     let dropped = retention.retain(keep_from, units::now_us()).await?;
     if dropped.records > 0 {
         tracing::info!(%flow, records = dropped.records, bytes = dropped.bytes, first = %dropped.first, "retention dropped applied records");
@@ -66,9 +84,9 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, retention: &Retention) -> Re
     Ok(())
 }
 
-/// The checkpoint, once its commit is flushed at the target (P8): with synchronous_commit off a crash could take back one
-/// that is only visible.
-async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<Offset> {
+/// The least offset that the target may still need, 0 when that is not known now: what [`needed_from`] says, once it is
+/// flushed at the target (P8). With synchronous_commit off a crash could take back what is only visible.
+pub(super) async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<Offset> {
     let needed = needed_from(target, flow).await?;
     let written = wal::insert_lsn(target).await?;
     let started = Instant::now();

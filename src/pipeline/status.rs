@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{inspect, site};
+use super::{inspect, reported, site};
 use crate::applier::checkpoint::{self, Checkpoint};
 use crate::config::Pipeline;
-use crate::model::{Code, Fault, FlowName, Lsn, Result, Track, units};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::ports::TopicReader;
 use crate::postgres::table_state::{self, TableState};
 use crate::postgres::{flow as installed, session, slot, sqlstate, wal};
@@ -132,7 +132,14 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     let target = target.map_err(&mut keep).ok();
     let TargetView { checkpoint, applier: applier_connected, pace, copy, tables } = target.unwrap_or_default();
     let slot = source.as_ref().and_then(|source| source.slot.as_ref());
-    let behind = lag(pipeline, flow, source.as_ref(), checkpoint.as_ref()).await.map_err(&mut keep).unwrap_or_default();
+    let reported = match unreachable.1 {
+        true => reported::read(pipeline, flow).await.map_err(&mut keep).ok().flatten(),
+        false => None,
+    };
+    let told = reported.map(|noted| (noted.passed.next_offset, noted.passed.end_lsn));
+    let place = checkpoint.as_ref().map(|checkpoint| (checkpoint.next, checkpoint.end_lsn)).or(told);
+    let behind = lag(pipeline, flow, source.as_ref(), place).await.map_err(&mut keep).unwrap_or_default();
+    notes.extend(reported.as_ref().map(reported::note));
     let state = match unreachable {
         _ if not_deployed => State::NotDeployed,
         (true, _) => State::SourceUnreachable,
@@ -143,8 +150,8 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
         flow: flow.to_string(),
         state,
         consistent_from_lsn: checkpoint.as_ref().filter(|_| tables.is_empty()).map(|checkpoint| checkpoint.horizon),
-        checkpoint_lsn: checkpoint.as_ref().map(|checkpoint| checkpoint.end_lsn),
-        checkpoint_offset: checkpoint.as_ref().map(|checkpoint| checkpoint.next.0),
+        checkpoint_lsn: place.map(|(_, end_lsn)| end_lsn),
+        checkpoint_offset: place.map(|(next, _)| next.0),
         lag_bytes: behind.bytes,
         lag_seconds: behind.seconds,
         retained_bytes: slot.map(|slot| slot.retained_bytes),
@@ -273,18 +280,18 @@ async fn lag(
     pipeline: &Pipeline,
     flow: &FlowName,
     source: Option<&SourceView>,
-    checkpoint: Option<&Checkpoint>,
+    place: Option<(Offset, Lsn)>,
 ) -> Result<Lag> {
-    let (Some(source), Some(checkpoint)) = (source, checkpoint) else { return Ok(Lag::default()) };
-    let bytes = Some(source.flush.bytes_since(checkpoint.end_lsn));
-    if !topic::is_here(&pipeline.topic, flow) {
+    let (Some(source), Some((next, end_lsn))) = (source, place) else { return Ok(Lag::default()) };
+    let bytes = Some(source.flush.bytes_since(end_lsn));
+    if !topic::is_in_reach(&pipeline.topic, flow) {
         // The topic lies at another node.
         return Ok(Lag { bytes, ..Lag::default() });
     }
-    let mut topic = topic::open_reader(&pipeline.topic, flow).await?;
+    let mut topic = topic::open_nearest(&pipeline.topic, flow).await?;
     let bounds = topic.bounds().await?;
-    let oldest = inspect::commit_time_us(&mut topic, checkpoint.next.max(bounds.first)).await?;
-    let caught_up = oldest.is_none() && bounds.end_lsn >= Some(checkpoint.end_lsn);
+    let oldest = inspect::commit_time_us(&mut topic, next.max(bounds.first)).await?;
+    let caught_up = oldest.is_none() && bounds.end_lsn >= Some(end_lsn);
     let seconds = match oldest {
         Some(commit_time_us) => Some((units::now_us() - commit_time_us).max(0) as f64 / 1e6),
         // Nothing in the topic is unapplied, but what the reader has not read yet is unknown.

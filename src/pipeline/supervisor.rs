@@ -8,6 +8,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::model::{Class, Code, Fault, Result};
 use crate::ports::Stop;
+use crate::telemetry;
 
 /// First and longest pause between two attempts.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -62,6 +63,7 @@ where
     loop {
         let started = Instant::now();
         let Err(fault) = attempt().await else { return Ok(()) };
+        metrics::counter!(telemetry::FAULTS, "part" => part.to_owned(), "code" => fault.code.name()).increment(1);
         if *stop.borrow() {
             tracing::info!(part, %fault, "stopped");
             return Ok(());

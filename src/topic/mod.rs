@@ -7,6 +7,7 @@
 pub mod embedded;
 mod head;
 pub mod kafka;
+pub mod peer;
 mod thread;
 
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub struct Info {
 pub enum Reader {
     /// A file of this machine.
     Embedded(embedded::Reader),
+    /// A peer serves it. Boxed: it is much larger than a file's.
+    Peer(Box<peer::Reader>),
     /// A topic in Kafka.
     Kafka(Box<kafka::Reader>),
 }
@@ -71,9 +74,22 @@ const KAFKA_PATIENCE: Duration = Duration::from_secs(20);
 pub async fn open_reader(topic: &Topic, flow: &FlowName) -> Result<Reader> {
     match &topic.kind {
         TopicKind::Embedded => embedded::Reader::open(&topic.path, flow).map(Reader::Embedded),
+        TopicKind::Peer => peer::Reader::open(topic, flow).map(Box::new).map(Reader::Peer),
         TopicKind::Kafka(kafka) => {
             kafka::Reader::open(&kafka::Cluster::new(kafka, flow)).map(|reader| Reader::Kafka(Box::new(reader)))
         }
+    }
+}
+
+/// Opens a flow's topic for a look: at the node of the reader its file, whether a daemon runs or not, else as
+/// [`open_reader`] does.
+///
+/// # Errors
+/// Those of the backend.
+pub async fn open_nearest(topic: &Topic, flow: &FlowName) -> Result<Reader> {
+    match topic.kind {
+        TopicKind::Peer if is_here(topic, flow) => embedded::Reader::open(&topic.path, flow).map(Reader::Embedded),
+        TopicKind::Embedded | TopicKind::Peer | TopicKind::Kafka(_) => open_reader(topic, flow).await,
     }
 }
 
@@ -83,7 +99,7 @@ pub async fn open_reader(topic: &Topic, flow: &FlowName) -> Result<Reader> {
 /// Those of the backend: `SecondReader` while another writer lives and can't be fenced.
 pub async fn open_writer(topic: &Topic, flow: &FlowName) -> Result<Writer> {
     match &topic.kind {
-        TopicKind::Embedded => open_embedded(topic, flow).await.map(Writer::Embedded),
+        TopicKind::Embedded | TopicKind::Peer => open_embedded(topic, flow).await.map(Writer::Embedded),
         TopicKind::Kafka(kafka) => {
             let cluster = kafka::Cluster::new(kafka, flow);
             kafka::Writer::open(cluster, WriterId::new_v4(), KAFKA_PATIENCE).await.map(Writer::Kafka)
@@ -97,11 +113,11 @@ async fn open_embedded(topic: &Topic, flow: &FlowName) -> Result<embedded::Write
     opened.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))?
 }
 
-/// True when the topic of a flow was made, or may have been made out of this node's sight.
+/// True when a file of this node holds the flow's topic. One that others made may lie out of sight.
 pub fn is_here(topic: &Topic, flow: &FlowName) -> bool {
     match topic.kind {
-        TopicKind::Embedded => topic.path.join(format!("{flow}.db")).exists(),
-        TopicKind::Kafka(_) => true,
+        TopicKind::Embedded | TopicKind::Peer => topic.path.join(format!("{flow}.db")).exists(),
+        TopicKind::Kafka(_) => false,
     }
 }
 
@@ -132,7 +148,7 @@ impl Aside {
 /// `SecondReader` while a writer lives, `Io`; those of Kafka.
 pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Aside> {
     match &topic.kind {
-        TopicKind::Embedded => {
+        TopicKind::Embedded | TopicKind::Peer => {
             let place = embedded::set_aside(&topic.path, flow)?;
             Ok(place.map_or(Aside::Nothing, |place| Aside::Moved(place.display().to_string())))
         }
@@ -147,13 +163,21 @@ pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Aside> {
 /// one that was not closed in order, and checks it whole. In Kafka the next writer ends what an earlier one left.
 pub async fn await_closed(topic: &Topic, flow: &FlowName) {
     match topic.kind {
-        TopicKind::Embedded => {}
+        TopicKind::Embedded | TopicKind::Peer => {}
         TopicKind::Kafka(_) => return,
     }
     let (dir, flow) = (topic.path.clone(), flow.clone());
     let closed = tokio::task::spawn_blocking(move || embedded::await_closed(&dir, &flow)).await;
     if let Err(error) = closed {
         tracing::debug!(%error, "waiting for the topic to be closed");
+    }
+}
+
+/// True when this node can look into a flow's topic: it lies here, a peer serves it, or it is in Kafka.
+pub fn is_in_reach(topic: &Topic, flow: &FlowName) -> bool {
+    match topic.kind {
+        TopicKind::Embedded => is_here(topic, flow),
+        TopicKind::Peer | TopicKind::Kafka(_) => true,
     }
 }
 
@@ -165,6 +189,7 @@ impl Reader {
     pub async fn info(&mut self) -> Result<Info> {
         match self {
             Reader::Embedded(reader) => reader.info().await,
+            Reader::Peer(reader) => reader.info().await,
             Reader::Kafka(reader) => reader.info().await,
         }
     }
@@ -176,16 +201,15 @@ impl Reader {
     pub async fn count(&mut self, from: Offset, to: Offset) -> Result<Count> {
         match self {
             Reader::Embedded(reader) => reader.count(from, to).await,
+            Reader::Peer(reader) => reader.count(from, to).await,
             Reader::Kafka(reader) => reader.count(from, to).await,
         }
     }
-}
 
-impl Reader {
     /// Tells lag tools how far the target is; `None` where there are none.
     pub fn publisher(&self) -> Option<kafka::Publisher> {
         match self {
-            Reader::Embedded(_) => None,
+            Reader::Embedded(_) | Reader::Peer(_) => None,
             Reader::Kafka(reader) => Some(reader.publisher()),
         }
     }
@@ -195,6 +219,7 @@ impl TopicReader for Reader {
     async fn read(&mut self, from: Offset, max_bytes: usize) -> Result<Vec<Stored>> {
         match self {
             Reader::Embedded(reader) => reader.read(from, max_bytes).await,
+            Reader::Peer(reader) => reader.read(from, max_bytes).await,
             Reader::Kafka(reader) => reader.read(from, max_bytes).await,
         }
     }
@@ -202,6 +227,7 @@ impl TopicReader for Reader {
     async fn wait(&mut self, from: Offset, patience: Duration) -> Result<()> {
         match self {
             Reader::Embedded(reader) => reader.wait(from, patience).await,
+            Reader::Peer(reader) => reader.wait(from, patience).await,
             Reader::Kafka(reader) => reader.wait(from, patience).await,
         }
     }
@@ -209,6 +235,7 @@ impl TopicReader for Reader {
     async fn bounds(&mut self) -> Result<Bounds> {
         match self {
             Reader::Embedded(reader) => reader.bounds().await,
+            Reader::Peer(reader) => reader.bounds().await,
             Reader::Kafka(reader) => reader.bounds().await,
         }
     }
@@ -216,6 +243,7 @@ impl TopicReader for Reader {
     async fn find(&mut self, seek: Seek) -> Result<Offset> {
         match self {
             Reader::Embedded(reader) => reader.find(seek).await,
+            Reader::Peer(reader) => reader.find(seek).await,
             Reader::Kafka(reader) => reader.find(seek).await,
         }
     }

@@ -18,6 +18,7 @@ mod mixed;
 mod offset;
 mod pair;
 mod parked;
+mod peer;
 mod pinned;
 mod reader;
 mod replay;

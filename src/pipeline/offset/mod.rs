@@ -54,11 +54,11 @@ pub enum Act {
 /// # Errors
 /// Those of the topic; `Io` when there is none here.
 pub async fn open(pipeline: &Pipeline, flow: &FlowName) -> Result<Reader> {
-    if !topic::is_here(&pipeline.topic, flow) {
+    if !topic::is_in_reach(&pipeline.topic, flow) {
         let fault = Fault::new(Code::Io, format!("no topic of {flow} in {}", pipeline.topic.path.display()));
         return Err(fault.remedy("run this where the daemon of the target's site runs, after its first start"));
     }
-    topic::open_reader(&pipeline.topic, flow).await
+    topic::open_nearest(&pipeline.topic, flow).await
 }
 
 /// The flow's checkpoint.

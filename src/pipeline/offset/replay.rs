@@ -127,7 +127,7 @@ pub async fn perform(
     }
     let order = Order { range, allow_older_values: middle.allow_older_values, reason, by: &request.by };
     let parts = ApplierParts { application, ..applying::parts(pipeline, flow, Track::Replay, topic)? };
-    let replayed = replay::replay(parts, at, &order, &quiet.stop).await?;
+    let replayed = Box::pin(replay::replay(parts, at, &order, &quiet.stop)).await?;
     drop(guard);
     let Range { from, to, .. } = range;
     tracing::info!(%flow, %from, %to, transactions = replayed.transactions, by = request.by, "a range was applied again");

@@ -1,0 +1,7 @@
+//! The topic at a peer: what is served, to whom, and that nothing is lost or doubled on the way.
+
+mod proxy;
+mod sites;
+mod suite;
+mod wire;
+mod world;

@@ -1,0 +1,35 @@
+//! Every promise of the topic, kept over the wire.
+
+use sitepair::model::{Offset, Result};
+use sitepair::topic::embedded::Writer;
+use sitepair::topic::peer::Reader;
+
+use super::world::{Demands, World, flow, options};
+use crate::topic::suite::{Backend, topic_suite};
+
+struct Peer {
+    world: World,
+}
+
+impl Backend for Peer {
+    type Writer = Writer;
+    type Reader = Reader;
+
+    async fn create() -> Self {
+        Self { world: World::start(Demands::Certificate).await }
+    }
+
+    async fn writer(&self) -> Result<Writer> {
+        Writer::open(&self.world.topic(), &flow(), options())
+    }
+
+    async fn reader(&self) -> Result<Reader> {
+        Ok(World::reader(&self.world.dial))
+    }
+
+    async fn drop_before(&self, writer: &Writer, keep_from: Offset) -> Result<()> {
+        writer.retention().retain(keep_from, i64::MAX).await.map(|_| ())
+    }
+}
+
+topic_suite!(Peer);
