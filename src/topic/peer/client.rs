@@ -193,8 +193,9 @@ impl Peer {
 
     /// A request that got no answer: TLS 1.3 tells only now that the peer does not want our certificate.
     pub(super) fn broken(&self, error: &hyper::Error) -> Fault {
-        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).and_then(tls_words);
-        match cause {
+        // A request that was not begun yet is cancelled, and the reason lies one deeper.
+        let mut causes = std::iter::successors(error.source(), |cause| cause.source());
+        match causes.find_map(|cause| cause.downcast_ref::<io::Error>().and_then(tls_words)) {
             Some(words) => Fault::new(Code::BadTls, format!("peer {}: {words}", self.access.place()))
                 .remedy("check tls.cert and tls.key of this site, and tls.ca of the peer's"),
             None => self.access.unreachable(error),
