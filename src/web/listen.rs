@@ -12,7 +12,7 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -39,7 +39,7 @@ const MAX_BODY_BYTES: usize = 64 << 10;
 const MAX_HEAD_BYTES: usize = 16 << 10;
 /// How long a client may take nothing of what was sent (TCP_USER_TIMEOUT, tcp(7)).
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
-/// How long open connections may take to end once the node stops.
+/// How long open connections may take to end once the node stops, or refuses them.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause after a connection that could not be accepted: too many open files, for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -155,15 +155,28 @@ async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, router: Ro
     let Some(acceptor) = acceptor else {
         return speak(stream, Caller { certified: false }, router, stop).await;
     };
-    match tokio::time::timeout(HEAD_PATIENCE, acceptor.accept(stream)).await {
+    match tokio::time::timeout(HEAD_PATIENCE, acceptor.accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => {
             // Only a certificate that the authority has signed gets through the handshake.
             let certified = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
             speak(stream, Caller { certified }, router, stop).await;
         }
-        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Ok(Err((error, stream))) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            part(stream).await;
+        }
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
+}
+
+/// Closes in order. What is left unread would reset the connection, and take from the client what TLS has just told it.
+async fn part(mut stream: TcpStream) {
+    let mut rest = [0; 1024];
+    let parted = async {
+        let _ = stream.shutdown().await;
+        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+    };
+    let _ = tokio::time::timeout(END_PATIENCE, parted).await;
 }
 
 async fn speak<S>(stream: S, caller: Caller, router: Router, mut stop: Stop)

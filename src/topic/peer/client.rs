@@ -193,9 +193,7 @@ impl Peer {
 
     /// A request that got no answer: TLS 1.3 tells only now that the peer does not want our certificate.
     pub(super) fn broken(&self, error: &hyper::Error) -> Fault {
-        // A request that was not begun yet is cancelled, and the reason lies one deeper.
-        let mut causes = std::iter::successors(error.source(), |cause| cause.source());
-        match causes.find_map(|cause| cause.downcast_ref::<io::Error>().and_then(tls_words)) {
+        match reason(error) {
             Some(words) => Fault::new(Code::BadTls, format!("peer {}: {words}", self.access.place()))
                 .remedy("check tls.cert and tls.key of this site, and tls.ca of the peer's"),
             None => self.access.unreachable(error),
@@ -209,6 +207,18 @@ impl Peer {
     pub(super) fn place(&self) -> String {
         self.access.place()
     }
+}
+
+/// What TLS has to say of an error. A request that was not begun yet is cancelled, and the reason lies one deeper.
+fn reason(error: &hyper::Error) -> Option<String> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(words) = error.downcast_ref::<io::Error>().and_then(tls_words) {
+            return Some(words);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 async fn within<T>(access: &Access, asked: impl Future<Output = Result<T>>) -> Result<T> {
