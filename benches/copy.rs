@@ -44,7 +44,7 @@ impl Contestant {
         match self {
             Contestant::Sitepair { workers } => format!("sitepair, {workers} workers"),
             Contestant::Native => "native initial sync".to_owned(),
-            Contestant::Psql => "psql COPY | COPY".to_owned(),
+            Contestant::Psql => "psql, COPY to COPY".to_owned(),
         }
     }
 }
