@@ -139,37 +139,49 @@ fn signal(name: &str, pid: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_crash_of_the_source_takes_back_is_not_copied() {
     for version in versions() {
-        let cluster: &'static _ = Box::leak(Box::new(own_cluster(version, &["fsync=on", "autovacuum=off"])));
-        psql(cluster, "postgres", "create database d");
-        let ddl = "create table t (id int primary key, v text)";
-        let source = Database { cluster, name: "d".into() };
-        let pair = Pair::of(source, crate::support::database(version, 1), ddl, ddl);
-        pair.source.sql("insert into t values (1, 'durable'); checkpoint");
-        pair.begin();
-        // Nobody brings an asynchronous commit to disk now.
-        let writer = pair.source.sql("select pid from pg_stat_activity where backend_type = 'walwriter'");
-        signal("STOP", &writer);
-        pair.source.sql("set synchronous_commit = off; insert into t values (2, 'phantom')");
-        let parts = pair.parts().await;
-        let (state, _seen) = watch::channel(CopyState::default());
-        let (_stopper, stop) = watch::channel(false);
-        let run = tokio::spawn(snapshot::run(parts, stop, state));
-        // The chunk is read and waits.
-        let waiting = "select count(*) from pg_stat_activity where application_name = 'sitepair copier' and state = 'idle in transaction' and datname = current_database()";
-        for _ in 0..100 {
-            if pair.target.sql(waiting) != "0" {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        let mut taken_back = false;
+        // On a busy machine the copier may ask for the position to be made durable before the crash comes.
+        for _ in 0..5 {
+            taken_back = taken_back || crash_takes_back(version).await;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        pair.source.cluster.kill().unwrap();
-        signal("KILL", &writer);
-        let ended = run.await.unwrap();
-        assert!(ended.as_ref().is_err_and(|fault| fault.is_transient() && fault.code != Code::Contention), "{ended:?}");
-        pair.source.cluster.boot().unwrap();
-        assert_eq!(pair.source.sql("select count(*) from t"), "1", "the crash took it back");
-        pair.copy().await;
-        pair.assert_equal();
+        assert!(taken_back, "PostgreSQL {version}: five crashes came too late");
     }
+}
+
+/// True when the crash came while the chunk waited: then nothing of it may be at the target.
+async fn crash_takes_back(version: u32) -> bool {
+    let cluster: &'static _ = Box::leak(Box::new(own_cluster(version, &["fsync=on", "autovacuum=off"])));
+    psql(cluster, "postgres", "create database d");
+    let ddl = "create table t (id int primary key, v text)";
+    let source = Database { cluster, name: "d".into() };
+    let pair = Pair::of(source, crate::support::database(version, 1), ddl, ddl);
+    pair.source.sql("insert into t values (1, 'durable'); checkpoint");
+    pair.begin();
+    // Nobody brings an asynchronous commit to disk now.
+    let writer = pair.source.sql("select pid from pg_stat_activity where backend_type = 'walwriter'");
+    signal("STOP", &writer);
+    pair.source.sql("set synchronous_commit = off; insert into t values (2, 'phantom')");
+    let parts = pair.parts().await;
+    let (state, _seen) = watch::channel(CopyState::default());
+    let (_stopper, stop) = watch::channel(false);
+    let run = tokio::spawn(snapshot::run(parts, stop, state));
+    // The chunk is read and waits.
+    let waiting = "select count(*) from pg_stat_activity where application_name = 'sitepair copier' and state = 'idle in transaction' and datname = current_database()";
+    for _ in 0..100 {
+        if pair.target.sql(waiting) != "0" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    pair.source.cluster.kill().unwrap();
+    let ended = run.await.unwrap();
+    pair.source.cluster.boot().unwrap();
+    if pair.source.sql("select count(*) from t") != "1" {
+        return false;
+    }
+    assert!(ended.as_ref().is_err_and(|fault| fault.is_transient() && fault.code != Code::Contention), "{ended:?}");
+    pair.copy().await;
+    pair.assert_equal();
+    true
 }
