@@ -114,6 +114,28 @@ async fn a_record_of_a_stranger_is_never_served() {
     assert_eq!((next, fault.code), (Offset(2), Code::TopicDamaged));
 }
 
+/// What is not seen yet may have been acknowledged: nothing is written behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_waits_for_the_end_of_what_is_open() {
+    let topic = InKafka::new().await;
+    let mut writer = topic.writer().await.expect("opens");
+    writer.append(vec![genesis(), last(1)]).await.expect("appended");
+    drop(writer);
+    let mut config = client(broker::shared());
+    let open: BaseProducer =
+        config.set("transactional.id", format!("{}-open", topic.cluster.topic)).create().expect("a producer");
+    open.init_transactions(PATIENCE).expect("ready");
+    open.begin_transaction().expect("begun");
+    open.send(BaseRecord::<(), str>::to(&topic.cluster.topic).payload("open")).expect("sent");
+    open.flush(PATIENCE).expect("delivered");
+    let early = Writer::open(topic.cluster.clone(), WriterId::new_v4(), Duration::from_secs(3)).await;
+    let fault = early.err().expect("waits");
+    assert!(fault.is_transient() && fault.what.contains("transaction"), "{fault}");
+    open.abort_transaction(PATIENCE).expect("aborted");
+    let writer = topic.writer().await.expect("opens");
+    assert_eq!(writer.tail().next, Offset(2));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn brokers_that_are_away_are_waited_for() {
     let kafka = Kafka { brokers: vec!["127.0.0.1:1".to_owned()], ..broker::shared().kafka() };

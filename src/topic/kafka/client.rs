@@ -215,8 +215,10 @@ pub fn listen(consumer: &BaseConsumer<Events>) {
 pub fn fault(place: &str, doing: &str, error: &KafkaError, events: Option<&Events>) -> Fault {
     let code = match error {
         KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => Code::BadSetting,
-        KafkaError::Transaction(transaction) => meaning(transaction.code()),
-        other => other.rdkafka_error_code().map_or(Code::Unreachable, meaning),
+        KafkaError::Transaction(transaction) => passing(meaning(transaction.code())),
+        // The cluster's own word on what there is.
+        KafkaError::MetadataFetch(code) => meaning(*code),
+        other => other.rdkafka_error_code().map_or(Code::Unreachable, |code| passing(meaning(code))),
     };
     let text = match error {
         // The value may be a secret.
@@ -248,6 +250,11 @@ fn with_remedy(code: Code, what: String) -> Fault {
     }
 }
 
+/// While brokers start, some of them do not know yet what there is: whether a topic is gone is asked of the metadata.
+fn passing(code: Code) -> Code {
+    if code == Code::NotDeployed { Code::Unreachable } else { code }
+}
+
 /// What an error code of the protocol or of librdkafka means. What is not listed passes by itself, or comes again.
 fn meaning(code: RDKafkaErrorCode) -> Code {
     use RDKafkaErrorCode as K;
@@ -260,7 +267,7 @@ fn meaning(code: RDKafkaErrorCode) -> Code {
         | K::GroupAuthorizationFailed
         | K::ClusterAuthorizationFailed
         | K::TransactionalIdAuthorizationFailed => Code::MissingRight,
-        K::UnknownTopic | K::UnknownTopicOrPartition | K::UnknownPartition => Code::NotDeployed,
+        K::UnknownTopic | K::UnknownTopicOrPartition => Code::NotDeployed,
         K::ProducerFenced | K::InvalidProducerEpoch | K::Fenced | K::TransactionCoordinatorFenced => Code::Fenced,
         K::InvalidArgument
         | K::InvalidConfig

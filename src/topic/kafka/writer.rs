@@ -128,6 +128,7 @@ impl Appender {
         let producer: BaseProducer<Events> = made.map_err(|error| client::fault(&place, "set up", &error, None))?;
         let fenced = producer.init_transactions(patience);
         fenced.map_err(|error| client::fault(&place, "take the topic over", &error, Some(producer.context())))?;
+        probe.await_settled()?;
         let last = probe.tail()?;
         let flow_id = last.as_ref().map(|last| last.flow_id.clone());
         Ok(Self {
