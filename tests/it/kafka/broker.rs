@@ -3,13 +3,13 @@
 //! `SITEPAIR_TEST_KAFKA` is the directory of jars that `tests/setup/kafka` filled; `make test` sets it.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use sitepair::cli::demo::cluster::free_port;
 use sitepair::config::Kafka;
 use tempfile::TempDir;
 
@@ -37,6 +37,7 @@ struct Node {
     dir: PathBuf,
     port: u16,
     tls_port: u16,
+    process: Mutex<Option<Child>>,
 }
 
 /// The one broker that most tests share. Whoever asks it for a topic that is not there makes it.
@@ -54,8 +55,7 @@ pub fn mortal() -> (&'static Brokers, MutexGuard<'static, ()>) {
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("an address").port())
+    [(); N].map(|()| free_port().expect("a free port"))
 }
 
 fn jars() -> PathBuf {
@@ -87,7 +87,12 @@ impl Brokers {
         let voters: Vec<_> =
             ports.iter().enumerate().map(|(id, [_, _, controller])| format!("{id}@127.0.0.1:{controller}")).collect();
         let nodes = ports.iter().enumerate().map(|(id, [port, tls_port, controller])| {
-            let node = Node { dir: dir.path().join(id.to_string()), port: *port, tls_port: *tls_port };
+            let node = Node {
+                dir: dir.path().join(id.to_string()),
+                port: *port,
+                tls_port: *tls_port,
+                process: Mutex::default(),
+            };
             fs::create_dir(&node.dir).expect("a directory");
             let text = properties(id, &node, *controller, &voters.join(","), count, dir.path()) + more;
             fs::write(node.dir.join("server.properties"), text).expect("writable");
@@ -125,8 +130,7 @@ impl Brokers {
         command.arg("kafka.Kafka").arg(node.dir.join("server.properties"));
         let child = command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("java");
         fs::write(node.dir.join("pid"), child.id().to_string()).expect("writable");
-        // Waited for by nobody: a zombie until this process ends.
-        drop(child);
+        *node.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
     }
 
     /// Waits until a broker has started.
@@ -141,13 +145,14 @@ impl Brokers {
         }
     }
 
-    /// kill -9.
-    pub fn kill(&self, id: usize) {
-        self.signal(id, "KILL");
+    /// SIGTERM, and the end of it: data and transactions in order, connections cut.
+    pub fn stop(&self, id: usize) {
+        self.signal(id, "TERM");
+        let mut process = self.nodes[id].process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.take().expect("launched").wait().expect("it ends");
     }
 
-    /// Sends a signal: `KILL`, `STOP`, `CONT`.
-    pub fn signal(&self, id: usize, signal: &str) {
+    fn signal(&self, id: usize, signal: &str) {
         let pid = fs::read_to_string(self.nodes[id].dir.join("pid")).expect("a pid");
         let sent = Command::new("kill").args(["-s", signal, &pid]).stderr(Stdio::null()).status().expect("kill");
         assert!(sent.success(), "broker {id} does not run");
