@@ -14,7 +14,7 @@ use crate::model::{Code, Fault, FlowName, Result};
 use crate::pipeline::between;
 use crate::pipeline::request::{Request, Verb};
 use crate::pipeline::resync::{self, Cost, Standstill};
-use crate::topic::Aside;
+use crate::topic::{self, Aside};
 
 /// Tables listed before the rest is counted.
 const LISTED: usize = 20;
@@ -43,6 +43,9 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output
         return Err(Fault::new(Code::Usage, "a resync of the whole flow needs --reason")
             .remedy("say why, as --reason \"slot lost in the failover of May\", or name tables by --table"));
     }
+    if whole {
+        holds_topic(pipeline, common, flow)?;
+    }
     let standstill = if whole { Some(Standstill::reach(pipeline, flow).await?) } else { None };
     let cost = resync::cost(pipeline, flow, &args.table).await?;
     eprint!("{}", describe(flow, whole.then_some(&pipeline.topic.kind), &cost));
@@ -70,6 +73,20 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output
     let topic_set_aside = aside.place().map(str::to_owned);
     output.object(&Answer { flow: flow.to_string(), whole, cost, topic_set_aside })?;
     Ok(0)
+}
+
+/// A topic that peers pull lies at the reader's node, and only there it can make way for a new one.
+fn holds_topic(pipeline: &Pipeline, common: &Common, flow: &FlowName) -> Result<()> {
+    let is_peer = match pipeline.topic.kind {
+        TopicKind::Peer => true,
+        TopicKind::Embedded | TopicKind::Kafka(_) => false,
+    };
+    if is_peer && !topic::is_here(&pipeline.topic, flow) && common.site.as_ref() != Some(&flow.from) {
+        let what = format!("the topic of {flow} is not at this node ({})", pipeline.topic.path.display());
+        let remedy = format!("run this at the node of site {0}, with --site {0} if its topic is lost", flow.from);
+        return Err(Fault::new(Code::Usage, what).remedy(remedy));
+    }
+    Ok(())
 }
 
 async fn anew(

@@ -137,7 +137,7 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
 }
 
 async fn held(pipeline: &Pipeline, flow: &FlowName) -> Result<u64> {
-    Ok(topic::open_reader(&pipeline.topic, flow).await?.bounds().await?.bytes)
+    Ok(topic::open_nearest(&pipeline.topic, flow).await?.bounds().await?.bytes)
 }
 
 async fn estimates(source: &Session, tables: &[String]) -> Result<Vec<TableCost>> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const TOKEN: &str = "a token of some length";
 
 /// A port that nobody uses now.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound").port()
+    sitepair::cli::demo::cluster::free_port().expect("a free port")
 }
 
 /// Turns the pair's file into one with the topic at the peer: site a listens at `listen`, b dials `via`.
@@ -157,6 +157,39 @@ fn one_process_plays_both_nodes() {
     }
 }
 
+#[test]
+fn a_flow_is_made_anew_where_its_topic_lies() {
+    for version in both_ends() {
+        let pair = Pair::new(version, SCHEMA, RULES);
+        let listen = local(free_port());
+        at_peer(&pair, Demands::Token, listen, listen);
+        pair.deploy();
+        pair.source.sql("insert into account select i, i || '@x', 1, 'b' from generate_series(1, 50) i");
+        pair.run_once();
+        pair.source.sql("insert into account values (51, '51@x', 1, 'b')");
+        pair.target.sql("delete from account where id < 20; insert into account values (99, 'stray', 1, 'b')");
+        let topic = pair.dir.path().join("topic");
+        let anew = ["resync", "--yes", "--reason", "test"];
+        // The other node has the same file, and no topic in its directory.
+        let file = fs::read_to_string(&pair.file).expect("readable");
+        fs::write(&pair.file, file.replace("path = \"topic\"", "path = \"elsewhere\"")).expect("writable");
+        let refused = pair.sitepair(&anew);
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains("run this at the node of site a"), "{}", refused.stderr);
+        fs::write(&pair.file, file).expect("writable");
+        let done = pair.sitepair(&anew);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(done.stderr.contains("the topic set aside") && !done.stderr.contains("unknown)"), "{}", done.stderr);
+        let aside = fs::read_dir(&topic).expect("topic").flatten().filter(|entry| {
+            let name = entry.file_name().into_string().expect("UTF-8");
+            name.starts_with(&pair.flow()) && name != format!("{}.db", pair.flow())
+        });
+        assert!(aside.count() > 0, "the old topic is kept");
+        pair.run_once();
+        pair.assert_equal("account");
+    }
+}
+
 /// Each refusal ends the target's node with one line and its exit code; a node that is away is waited for.
 #[test]
 fn refusals_end_with_their_exit_code() {
@@ -197,7 +230,7 @@ fn refusals_end_with_their_exit_code() {
     let foreign = Pair::new(18, SCHEMA, RULES);
     at_peer(&foreign, Demands::Token, local(free_port()), listen);
     foreign.deploy();
-    let ended = foreign.within(Duration::from_secs(30), &["--site", "b", "run"]);
+    let ended = foreign.within(PATIENCE, &["--site", "b", "run"]);
     assert_eq!(ended.code, 4, "{}", ended.stderr);
     assert!(
         ended.stderr.contains("error[foreign-peer]") && ended.stderr.contains("does not serve"),
