@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::kill::{Load, RULES, SCHEMA, TABLES};
+use crate::kill::{Load, RULES, SCHEMA, TABLES, agree};
 use crate::pair::{PATIENCE, Pair};
 use crate::story::Held;
 use crate::support::{database, own_database, versions};
@@ -30,15 +30,6 @@ fn filled(version: u32) -> Pair {
     pair.source.sql(FILLED);
     pair.target.sql(SPOILT);
     pair
-}
-
-fn agree(pair: &Pair) {
-    for table in TABLES {
-        pair.assert_equal(table);
-    }
-    assert_ne!(pair.target.sql("select count(*) from account"), "0");
-    assert_eq!(pair.target.sql("select count(*) from log"), "1", "log rows stay at home");
-    pair.assert_journal_whole();
 }
 
 fn until(what: &str, pair: &Pair, mut done: impl FnMut() -> bool) {

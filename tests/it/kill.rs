@@ -109,6 +109,16 @@ fn work(database: &Database, stop: &AtomicBool, seed: u64) -> u64 {
 
 const FAILPOINTS: [&str; 5] = ["after-append", "after-feedback", "inside-transaction", "before-commit", "after-commit"];
 
+/// Accounts are equal at both sites, log rows stayed at home, and no group is missing.
+pub fn agree(pair: &Pair) {
+    for table in TABLES {
+        pair.assert_equal(table);
+    }
+    assert_ne!(pair.target.sql("select count(*) from account"), "0");
+    assert_eq!(pair.target.sql("select count(*) from log"), "1", "log rows stay at home");
+    pair.assert_journal_whole();
+}
+
 fn kill_rounds(version: u32, rounds: u64) {
     let seed = std::env::var("SITEPAIR_KILL_SEED")
         .ok()
@@ -140,12 +150,7 @@ fn kill_rounds(version: u32, rounds: u64) {
     let mut daemon = pair.daemon(&[], &[]);
     pair.settle();
     assert_eq!(daemon.stop(), 0, "SIGTERM ends with 0\n{}", pair.log());
-    for table in TABLES {
-        pair.assert_equal(table);
-    }
-    assert_ne!(pair.target.sql("select count(*) from account"), "0");
-    assert_eq!(pair.target.sql("select count(*) from log"), "1", "log rows stay at home");
-    pair.assert_journal_whole();
+    agree(&pair);
 }
 
 #[test]
@@ -179,11 +184,7 @@ fn kill_servers(version: u32) {
     }
     pair.settle();
     assert_eq!(daemon.stop(), 0, "{}", pair.log());
-    for table in TABLES {
-        pair.assert_equal(table);
-    }
-    assert_ne!(pair.target.sql("select count(*) from account"), "0");
-    pair.assert_journal_whole();
+    agree(&pair);
 }
 
 #[test]

@@ -16,6 +16,22 @@ pub const DDL: &str = "create table a (id int primary key, u int unique, v text,
     create table c (id int, region int, v text, big text, primary key (id, region)) partition by list (region); \
     create table c0 partition of c for values in (0); create table c1 partition of c default; alter table c0 alter big set storage external";
 
+fn asked(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs a version.
+pub fn rounds() -> u64 {
+    asked("SITEPAIR_ROUNDS").unwrap_or(1)
+}
+
+/// Chance for one run; its seed and `what` are told, so that a failing run can be repeated.
+pub fn seeded(version: u32, what: &str) -> StdRng {
+    let seed = asked("SITEPAIR_SEED").unwrap_or_else(|| rand::rng().next_u64());
+    eprintln!("SITEPAIR_SEED={seed} version {version}, {what}");
+    StdRng::seed_from_u64(seed)
+}
+
 /// One statement that can't fail but for a unique value, which its savepoint takes back.
 fn statement(random: &mut StdRng) -> String {
     let key = random.random_range(0..12);
@@ -54,13 +70,9 @@ pub fn transaction(random: &mut StdRng) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sites_end_equal() {
-    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = asked("SITEPAIR_SEED");
     for version in versions() {
-        for run in 0..asked("SITEPAIR_ROUNDS").unwrap_or(1) {
-            let seed: u64 = seed.unwrap_or_else(|| rand::rng().next_u64());
-            eprintln!("SITEPAIR_SEED={seed} version {version} run {run}");
-            let mut random = StdRng::seed_from_u64(seed);
+        for run in 0..rounds() {
+            let mut random = seeded(version, &format!("run {run}"));
             let mut pair = Pair::new(version, DDL).await;
             pair.bounds.rows = [3, 40, 20_000][random.random_range(0..3)];
             pair.part_changes = random.random_range(1..8);
@@ -81,7 +93,7 @@ async fn both_sites_end_equal() {
                 ));
                 pair.apply().await;
                 pair.assert_equal();
-                assert_eq!(pair.target.sql("select count(*) from sitepair.parked"), "0", "seed {seed}");
+                assert_eq!(pair.target.sql("select count(*) from sitepair.parked"), "0", "run {run}");
             }
         }
     }
@@ -135,12 +147,9 @@ fn broken(pair: &Pair) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_copied_pause_and_join() {
-    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     for version in versions() {
-        for run in 0..asked("SITEPAIR_ROUNDS").unwrap_or(1) {
-            let seed: u64 = asked("SITEPAIR_SEED").unwrap_or_else(|| rand::rng().next_u64());
-            eprintln!("SITEPAIR_SEED={seed} version {version} run {run}");
-            let mut random = StdRng::seed_from_u64(seed);
+        for run in 0..rounds() {
+            let mut random = seeded(version, &format!("run {run}"));
             let mut pair = Pair::new(version, DDL).await;
             pair.conducted();
             pair.bounds.rows = [3, 40, 20_000][random.random_range(0..3)];
@@ -182,7 +191,7 @@ async fn tables_are_copied_pause_and_join() {
             pair.assert_equal();
             pair.assert_journal();
             for left in ["parked", "displaced"] {
-                assert_eq!(pair.target.sql(&format!("select count(*) from sitepair.{left}")), "0", "seed {seed}");
+                assert_eq!(pair.target.sql(&format!("select count(*) from sitepair.{left}")), "0", "run {run}");
             }
         }
     }

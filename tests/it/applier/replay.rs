@@ -1,13 +1,12 @@
 //! Middle ranges applied again at random, between rewinds and before their end too, with the source in reach and without: both
 //! sites end equal (A7). `SITEPAIR_SEED` repeats a run, `SITEPAIR_ROUNDS` asks for more than one.
 
-use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::RngExt;
 use sitepair::applier::replay::{self, Order, Range, Replayed};
 use sitepair::model::{Code, Result, Track};
 
 use super::pair::until_free;
-use super::shadow::{Place, apply_to, join_all, place, rewind, settled};
+use super::shadow::{Place, apply_to, begin, place, rewind, settled};
 use super::{Pair, random, versions};
 
 async fn again(pair: &Pair, (from, from_lsn): Place, (to, to_lsn): Place) -> Result<Replayed> {
@@ -20,19 +19,11 @@ async fn again(pair: &Pair, (from, from_lsn): Place, (to, to_lsn): Place) -> Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ranges_end_equal() {
-    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     for version in versions() {
         let mut applied = 0;
-        for run in 0..asked("SITEPAIR_ROUNDS").unwrap_or(1) * 2 {
-            let seed: u64 = asked("SITEPAIR_SEED").unwrap_or_else(|| rand::rng().next_u64());
+        for run in 0..random::rounds() * 2 {
             let in_reach = run % 2 == 0;
-            eprintln!("SITEPAIR_SEED={seed} version {version}, source in reach: {in_reach}");
-            let mut random = StdRng::seed_from_u64(seed);
-            let mut pair = Pair::new(version, random::DDL).await;
-            pair.fetches = in_reach;
-            pair.bounds.rows = [1, 7, 20_000][random.random_range(0..3)];
-            pair.part_changes = random.random_range(1..8);
-            join_all(&pair);
+            let (mut random, mut pair) = begin(version, in_reach).await;
             let mut places = vec![place(&pair)];
             for _ in 0..3 {
                 let batch: String = (0..random.random_range(1..6)).map(|_| random::transaction(&mut random)).collect();

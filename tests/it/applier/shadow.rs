@@ -1,7 +1,7 @@
 //! After a rewind, with the source in reach and without: both sites end equal, whatever moves (H4, H4d).
 
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
 use sitepair::applier::settle;
 use sitepair::model::{Lsn, Offset};
 use sitepair::postgres::session;
@@ -133,20 +133,23 @@ async fn a_truncate_ends_the_shadow_of_its_table() {
 }
 
 /// Random work, random rewinds, also before the end of another one; with the source in reach and without.
+/// A pair for a random run, all its tables joined.
+pub async fn begin(version: u32, in_reach: bool) -> (StdRng, Pair) {
+    let mut random = random::seeded(version, &format!("source in reach: {in_reach}"));
+    let mut pair = Pair::new(version, random::DDL).await;
+    pair.fetches = in_reach;
+    pair.bounds.rows = [1, 7, 20_000][random.random_range(0..3)];
+    pair.part_changes = random.random_range(1..8);
+    join_all(&pair);
+    (random, pair)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rewinds_end_equal() {
-    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     for version in versions() {
-        for run in 0..asked("SITEPAIR_ROUNDS").unwrap_or(1) * 2 {
-            let seed: u64 = asked("SITEPAIR_SEED").unwrap_or_else(|| rand::rng().next_u64());
+        for run in 0..random::rounds() * 2 {
             let in_reach = run % 2 == 0;
-            eprintln!("SITEPAIR_SEED={seed} version {version}, source in reach: {in_reach}");
-            let mut random = StdRng::seed_from_u64(seed);
-            let mut pair = Pair::new(version, random::DDL).await;
-            pair.fetches = in_reach;
-            pair.bounds.rows = [1, 7, 20_000][random.random_range(0..3)];
-            pair.part_changes = random.random_range(1..8);
-            join_all(&pair);
+            let (mut random, mut pair) = begin(version, in_reach).await;
             let mut places = vec![place(&pair)];
             for _ in 0..6 {
                 let batch: String = (0..random.random_range(1..6)).map(|_| random::transaction(&mut random)).collect();
