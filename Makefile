@@ -36,7 +36,7 @@ lint: setup-test ## format, clippy, rustdoc and dependency checks; a warning fai
 	$(CARGO) deny --offline check bans licenses sources
 
 test: setup-test lint ## everything: lint, unit tests, real servers, kill tests
-	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_TEST_KAFKA="$(TEST_KAFKA)" $(CARGO) test --locked
+	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_TEST_KAFKA="$(TEST_KAFKA)" CARGO="$(CARGO)" tests/setup/run
 
 soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy of 5 M rows within 200 MB
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture
