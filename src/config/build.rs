@@ -85,7 +85,15 @@ fn address(info: &ConnInfo) -> (Vec<(String, u16)>, String) {
 
 fn site(source: &mut Source, name: &str) -> Option<Site> {
     let at = |key: &str| format!("site.{name}.{key}");
-    let postgres = connection(source, &at("postgres"), &at("password_file"));
+    let postgres = if source.has(&at("postgres")) || !lies_apart(source) {
+        connection(source, &at("postgres"), &at("password_file"))
+    } else {
+        let what = format!("site {name} has no \"postgres\", and without it no table can be copied");
+        let remedy = "give it: the target's node copies tables over its own connection to the source; a copy through the \
+                      topic is not supported yet in this version";
+        source.problem(&at("postgres"), what, remedy);
+        None
+    };
     let admin = if source.without_admin || !source.has(&at("admin")) {
         if source.has(&at("admin_password_file")) && !source.has(&at("admin")) {
             let what = format!("site {name} has admin_password_file but no admin");
@@ -109,6 +117,11 @@ fn site(source: &mut Source, name: &str) -> Option<Site> {
         insecure_listen: served.insecure_listen,
         metrics: served.metrics,
     })
+}
+
+/// True when the topic lets two nodes replicate of which neither reaches the other's database.
+fn lies_apart(source: &Source) -> bool {
+    matches!(source.raw("topic.kind").as_deref(), Some("peer" | "kafka"))
 }
 
 /// A connection with its password, which comes from a file or from a variable that the text names, never from the text.

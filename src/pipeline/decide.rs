@@ -175,7 +175,8 @@ pub(super) fn reached(view: &View, goal: Goal) -> Reached {
         State::Paused | State::Joined => false,
     });
     let new = view.members.iter().flatten().any(|table| !view.tables.contains_key(table));
-    let unknown = view.members.is_none() && matches!(goal, Goal::Lsn(_));
+    // A flow without a table has not begun: only the source knows what is to be copied.
+    let unknown = view.members.is_none() && (matches!(goal, Goal::Lsn(_)) || view.tables.is_empty());
     let waits = |(table, state): &(&TableName, &State)| **state == State::Paused || view.stuck.contains(*table);
     let paused: Vec<TableName> = view.tables.iter().filter(waits).map(|(table, _)| table.clone()).collect();
     match (under_way || new || unknown || view.joining.is_some(), paused.is_empty()) {
@@ -309,6 +310,18 @@ mod tests {
             ("before", whole.clone(), Goal::Lsn(Lsn(51)), Reached::Not(Goal::Lsn(Lsn(51)))),
             ("not consistent yet", horizon(whole.clone(), 60), goal, Reached::Not(Goal::Lsn(Lsn(60)))),
             ("by offset", horizon(whole.clone(), 60), Goal::Offset(Offset(5)), Reached::Whole),
+            (
+                "by offset, nothing known",
+                View { members: None, ..view(&[], "") },
+                Goal::Offset(Offset(5)),
+                Reached::Not(Goal::Never),
+            ),
+            (
+                "by offset, the source away",
+                View { members: None, ..whole.clone() },
+                Goal::Offset(Offset(5)),
+                Reached::Whole,
+            ),
             ("by offset, before", whole.clone(), Goal::Offset(Offset(6)), Reached::Not(Goal::Offset(Offset(6)))),
             ("copying", view(&[("a", Copying)], "a"), goal, Reached::Not(Goal::Never)),
             ("not registered", view(&[("a", Joined)], "a b"), goal, Reached::Not(Goal::Never)),

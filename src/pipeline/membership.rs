@@ -79,9 +79,14 @@ pub(super) async fn watch(
     flow: &FlowName,
     into: &watch::Sender<Option<Membership>>,
 ) -> Infallible {
+    let mut told = false;
     loop {
         match follow(pipeline, flow, into).await {
             Ok(never) => match never {},
+            Err(fault) if fault.is_transient() && into.borrow().is_none() && !told => {
+                told = true;
+                tracing::warn!(%flow, %fault, "this node does not reach the source's database: no table is copied, and no new one is taken up, until it does (a copy through the topic is not supported yet); what the topic brings of tables that are copied is applied");
+            }
             Err(fault) if fault.is_transient() => {
                 tracing::debug!(%flow, %fault, "the source does not say which tables there are")
             }

@@ -86,7 +86,7 @@ pub fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) ->
     started.elapsed()
 }
 
-fn both_ends() -> impl Iterator<Item = u32> {
+pub fn both_ends() -> impl Iterator<Item = u32> {
     versions().iter().map(|(version, _)| *version).filter(|version| [15, 18].contains(version))
 }
 
