@@ -201,7 +201,7 @@ fn by_sitepair(workers: usize, source: &Cluster, target: &Cluster) -> Duration {
         let parts = CopyParts {
             source: info(source),
             target: info(target),
-            flow: FlowName { pipeline: "bench".into(), lane: None, from: "a".into(), to: "b".into() },
+            flow: FlowName { pipeline: "bench".into(), lane: None, from: "a".into(), to: "b".into(), shared: false },
             selected: rules::select(&[rule], &tables).expect("one table"),
             workers,
             max_rate: None,

@@ -18,7 +18,7 @@ const BATCH_BYTES: usize = 1 << 20;
 const RECORD_BYTES: [usize; 2] = [400, 64 << 10];
 
 fn flow() -> FlowName {
-    FlowName { pipeline: "bench".into(), lane: None, from: "a".into(), to: "b".into() }
+    FlowName { pipeline: "bench".into(), lane: None, from: "a".into(), to: "b".into(), shared: false }
 }
 
 /// Batches of whole transactions, numbered on and on.

@@ -9,7 +9,7 @@ use crate::model::{Datum, Relation, ReplicaIdentity, TableName};
 const FLOW: u128 = 7;
 
 fn flow() -> FlowName {
-    FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() }
+    FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false }
 }
 
 fn chain() -> Chain {

@@ -179,7 +179,7 @@ fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, O
             source.problem("flows", format!("flow \"{text}\" ends where it starts"), "name two sites");
         }
         let pipeline = pipeline.unwrap_or_default().to_owned();
-        let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned() };
+        let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned(), shared: false };
         if let Some(other) = flows.iter().find(|other| other.object() == flow.object()) {
             let what = format!(
                 "flows {} -> {} and {from} -> {to} would share the name {}",

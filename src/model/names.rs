@@ -54,8 +54,10 @@ pub struct FlowName {
     pub lane: Option<String>,
     /// Site that changes come from.
     pub from: String,
-    /// Site that they go to.
+    /// Site that they go to; empty in the name of a log that several flows share.
     pub to: String,
+    /// Slot, publication and topic are those of all flows that leave the site ([`FlowName::log`]).
+    pub shared: bool,
 }
 
 /// One of the places in its topic that a flow has at its target, each with a checkpoint of its own.
@@ -81,17 +83,23 @@ impl Track {
 }
 
 impl FlowName {
-    /// The name of slot, publication and origin: `sitepair_<flow>`.
+    /// Names what is read once for all who share it, the reader with its slot, publication and topic: the flow itself, or
+    /// `<pipeline>_[<lane>_]<from>`.
+    pub fn log(&self) -> FlowName {
+        if self.shared { FlowName { to: String::new(), ..self.clone() } } else { self.clone() }
+    }
+
+    /// The name of slot, publication and topic in Kafka: `sitepair_<log>`.
     pub fn object(&self) -> String {
-        format!("sitepair_{self}")
+        format!("sitepair_{}", self.log())
     }
 
     /// The replication origin under which a track applies. A session has one, and no two sessions share one (A5); joining
     /// and replay never run together.
     pub fn origin(&self, track: Track) -> String {
         match track {
-            Track::Main => self.object(),
-            Track::Joining | Track::Replay => format!("{}_side", self.object()),
+            Track::Main => format!("sitepair_{self}"),
+            Track::Joining | Track::Replay => format!("sitepair_{self}_side"),
         }
     }
 
@@ -116,7 +124,8 @@ impl fmt::Display for FlowName {
         if let Some(lane) = &self.lane {
             write!(f, "{lane}_")?;
         }
-        write!(f, "{}_{}", self.from, self.to)
+        f.write_str(&self.from)?;
+        if self.to.is_empty() { Ok(()) } else { write!(f, "_{}", self.to) }
     }
 }
 
@@ -159,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_flow_names_its_objects() {
-        let flow = FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() };
+        let flow =
+            FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into(), shared: false };
         assert_eq!(flow.object(), "sitepair_mssp_helsinki_oulu");
         let origins = flow.own_origins(["helsinki", "oulu", "turku"]);
         let expected = [
@@ -171,5 +181,14 @@ mod tests {
         assert!(origins.iter().map(|(name, site)| (name.as_str(), site.as_str())).eq(expected), "{origins:?}");
         let lane = FlowName { lane: Some("night".into()), ..flow };
         assert_eq!(lane.to_string(), "mssp_night_helsinki_oulu");
+        let shared = FlowName { shared: true, ..lane };
+        let names = [shared.to_string(), shared.log().to_string(), shared.object(), shared.origin(Track::Main)];
+        let expected = [
+            "mssp_night_helsinki_oulu",
+            "mssp_night_helsinki",
+            "sitepair_mssp_night_helsinki",
+            "sitepair_mssp_night_helsinki_oulu",
+        ];
+        assert_eq!(names, expected);
     }
 }

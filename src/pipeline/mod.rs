@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn each_site_runs_its_parts() {
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         let kafka = TopicKind::Kafka(Kafka { brokers: Vec::new(), properties: BTreeMap::new() });
         for (kind, site, asked, runs) in [
             (TopicKind::Embedded, None, Parts::Both, Some(Parts::Both)),

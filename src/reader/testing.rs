@@ -20,7 +20,7 @@ use crate::wire::record::{Continued, Decoded, ShapeCache, decode};
 
 /// The flow that tests read; it starts at 0/64.
 pub fn flow_identity() -> FlowIdentity {
-    let name = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+    let name = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
     let genesis = Genesis {
         pipeline: "p".into(),
         from: "a".into(),

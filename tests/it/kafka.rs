@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 fn flow() -> FlowName {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    FlowName { pipeline: format!("k{serial}"), lane: None, from: "helsinki".into(), to: "oulu".into() }
+    FlowName { pipeline: format!("k{serial}"), lane: None, from: "helsinki".into(), to: "oulu".into(), shared: false }
 }
 
 fn admin(kafka: &Kafka) -> AdminClient<DefaultClientContext> {

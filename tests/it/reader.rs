@@ -38,7 +38,8 @@ impl Flow {
     /// Runs `ddl`, publishes the tables and makes the slot.
     async fn deploy(conninfo: &str, unique: &str, ddl: &str, tables: Tables) -> Flow {
         let info = conninfo::parse(conninfo).unwrap();
-        let name = FlowName { pipeline: unique.to_owned(), lane: None, from: "a".into(), to: "b".into() };
+        let name =
+            FlowName { pipeline: unique.to_owned(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         let session = session::connect(&info, "deploy").await.unwrap();
         let named: Vec<String> = tables.iter().map(|(table, _)| format!("public.{table}")).collect();
         let (object, named) = (name.object(), named.join(", "));

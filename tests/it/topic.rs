@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use suite::{Backend, topic_suite};
 
 fn flow() -> FlowName {
-    FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into() }
+    FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into(), shared: false }
 }
 
 /// The transaction that a test puts at `offset`, in an append that ends before `end`. A few in a hundred are large.

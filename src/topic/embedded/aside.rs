@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn each_topic_keeps_a_place_of_its_own() {
         let dir = tempfile::tempdir().expect("a directory");
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         assert_eq!(set_aside(dir.path(), &flow), Ok(None));
         for number in 1..3 {
             fs::write(dir.path().join("p_a_b.db"), [number]).expect("written");

@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn a_writer_syncs_each_commit_and_leaves_checkpoints_to_others() {
         let dir = tempfile::tempdir().expect("a directory");
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         let (connection, meta) = open_for_writing(&Files::of(dir.path(), &flow)).expect("opened");
         assert_eq!(meta, Meta { first: 0, flow_id: None, clean: true });
         let pragma = |name: &str| {

@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_report_is_kept_for_its_flow_only() {
         let dir = tempfile::tempdir().unwrap();
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         let flow_id = Uuid::new_v4();
         assert_eq!(read(dir.path(), &flow, flow_id).unwrap(), None);
         for next in [7, 5] {

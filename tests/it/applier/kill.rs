@@ -69,7 +69,7 @@ impl Orders {
 async fn process() {
     let path = std::env::var_os(ORDERS).expect("started by another test");
     let orders: Orders = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: orders.to.clone() };
+    let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: orders.to.clone(), shared: false };
     let (source, target) = (conninfo::parse(&orders.source).unwrap(), conninfo::parse(&orders.target).unwrap());
     let topic = orders.topic();
     let here = session::connect(&target, "test").await.unwrap();

@@ -107,7 +107,7 @@ impl Pair {
         target.sql(at_target);
         target.sql(TARGET_SQL);
         let to = format!("b{}", target.name.trim_start_matches('t'));
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to, shared: false };
         for origin in flow.origins() {
             target.sql(&format!("select pg_replication_origin_create('{origin}')"));
         }

@@ -36,7 +36,7 @@ pub struct World {
 }
 
 pub fn flow() -> FlowName {
-    FlowName { pipeline: "mssp".into(), lane: None, from: "a".into(), to: "b".into() }
+    FlowName { pipeline: "mssp".into(), lane: None, from: "a".into(), to: "b".into(), shared: false }
 }
 
 /// Retention that drops whatever it may.

@@ -52,7 +52,7 @@ impl Pair {
     }
 
     pub fn of(source: Database, target: Database, at_source: &str, at_target: &str) -> Pair {
-        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() };
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
         source.sql(at_source);
         source.sql(&format!(
             "create publication {} for all tables with (publish_via_partition_root = true)",

@@ -56,7 +56,7 @@ fn process() {
         let parts = CopyParts {
             source,
             target,
-            flow: FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into() },
+            flow: FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false },
             selected: rules::select(&[rule], &tables).unwrap(),
             workers: 2,
             max_rate: None,
