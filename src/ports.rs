@@ -46,6 +46,11 @@ pub trait TopicWriter: Send {
 
     /// What the topic holds of a transaction that ended at `end_lsn` (P3).
     fn mark_at(&mut self, end_lsn: Lsn) -> impl Future<Output = Result<Held>> + Send;
+
+    /// Returns when readers can have everything that was appended. What is durable may lie in a spool first.
+    fn published(&mut self) -> impl Future<Output = Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// What a topic says of a transaction by its end.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::pipeline::{Kafka, Secret};
+use super::pipeline::{Kafka, Secret, Spool};
 use super::source::Source;
 
 /// Properties that sitepair sets itself: order, durability and the place in the topic depend on them.
@@ -56,18 +56,22 @@ pub(super) fn kafka(source: &mut Source) -> Option<Kafka> {
         }
     }
     let properties = properties(source);
-    source.path("topic.spool");
-    source.size("topic.spool_max");
-    for key in ["topic.spool", "topic.spool_max"] {
-        if source.has(key) {
-            source.problem(
-                key,
-                "a spool is not supported yet in this version",
-                "remove it: the reader waits while Kafka is away",
-            );
-        }
+    let spool = spool(source);
+    Some(Kafka { brokers, properties, spool })
+}
+
+fn spool(source: &mut Source) -> Option<Spool> {
+    let (dir, max_bytes) = (source.path("topic.spool"), source.size("topic.spool_max"));
+    match (source.has("topic.spool"), source.has("topic.spool_max")) {
+        (true, false) => source.problem("topic.spool", "a spool needs a bound", "add spool_max, as \"50GiB\""),
+        (false, true) => source.problem(
+            "topic.spool_max",
+            "\"topic.spool_max\" bounds a spool, and there is none",
+            "name the spool's directory by `spool`",
+        ),
+        (true, true) | (false, false) => {}
     }
-    Some(Kafka { brokers, properties })
+    Some(Spool { dir: dir?, max_bytes: max_bytes? })
 }
 
 fn properties(source: &mut Source) -> BTreeMap<String, Secret> {

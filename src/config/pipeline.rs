@@ -258,6 +258,17 @@ pub struct Kafka {
     pub brokers: Vec<String>,
     /// Properties of librdkafka; any may be a secret.
     pub properties: BTreeMap<String, Secret>,
+    /// Where the reader goes on while Kafka is away.
+    pub spool: Option<Spool>,
+}
+
+/// The reader's local topic for while Kafka is away.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Most bytes of record bodies that it holds.
+    pub max_bytes: u64,
 }
 
 /// How one node dials another.

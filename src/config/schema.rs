@@ -210,8 +210,18 @@ pub const KEYS: &[Key] = &[
         Means("none"),
         "`kind = \"kafka\"`: `HOST:PORT` of one or more brokers of the cluster.",
     ),
-    key("topic.spool", File, Means("the reader waits while Kafka is away"), "Refused in this version."),
-    key("topic.spool_max", Size, Means("no spool"), "Refused in this version."),
+    key(
+        "topic.spool",
+        File,
+        Means("the reader waits while Kafka is away"),
+        "`kind = \"kafka\"`: directory of the reader's node in which it goes on while Kafka is away, slow or full; one `<flow>.db` in it then.",
+    ),
+    key(
+        "topic.spool_max",
+        Size,
+        Means("no spool"),
+        "Most bytes of records in a spool; then the reader waits. Needed with `spool`.",
+    ),
     key(
         "topic.properties",
         Properties,

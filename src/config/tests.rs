@@ -203,7 +203,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     (
         "path = \"topic\"",
         "kind = \"kafka\"\nbrokers = [\"k:1\"]\nspool = \"s\"",
-        "F:12:9: error: a spool is not supported yet",
+        "F:12:9: error: a spool needs a bound",
     ),
     (
         "path = \"topic\"",

@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn each_site_runs_its_parts() {
         let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
-        let kafka = TopicKind::Kafka(Kafka { brokers: Vec::new(), properties: BTreeMap::new() });
+        let kafka = TopicKind::Kafka(Kafka { brokers: Vec::new(), properties: BTreeMap::new(), spool: None });
         for (kind, site, asked, runs) in [
             (TopicKind::Embedded, None, Parts::Both, Some(Parts::Both)),
             (TopicKind::Embedded, Some("a"), Parts::Both, None),

@@ -74,7 +74,7 @@ async fn attempt(
     vacant(&source, &deployed).await?;
     let selected = selected(pipeline, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
-    let topic = topic::open_writer(&pipeline.topic, flow).await?;
+    let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
     let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
     let (retention, flow_id) = (topic.retention(), deployed.flow_id);

@@ -29,7 +29,23 @@ pub struct Durable {
 
 enum Job {
     Append { records: Vec<Record>, bytes: usize, room: OwnedSemaphorePermit },
+    Ask(Question),
+}
+
+enum Question {
     Mark { end_lsn: Lsn, answer: oneshot::Sender<Held> },
+    Published { answer: oneshot::Sender<()> },
+}
+
+impl Question {
+    /// A reader that is gone needs no answer.
+    async fn answer<W: TopicWriter>(self, topic: &mut W) -> Result<()> {
+        match self {
+            Question::Mark { end_lsn, answer } => drop(answer.send(topic.mark_at(end_lsn).await?)),
+            Question::Published { answer } => drop(answer.send(topic.published().await?)),
+        }
+        Ok(())
+    }
 }
 
 /// The way to the task. Dropping it lets the task finish what waits, and end.
@@ -65,7 +81,17 @@ impl Appends {
     /// The transaction that the topic holds with that end (P3).
     pub fn mark_at(&self, end_lsn: Lsn) -> impl Future<Output = Result<Held>> + Send + use<> {
         let (answer, asked) = oneshot::channel();
-        let sent = self.jobs.send(Job::Mark { end_lsn, answer });
+        let sent = self.jobs.send(Job::Ask(Question::Mark { end_lsn, answer }));
+        async move {
+            sent.map_err(|_| ended())?;
+            asked.await.map_err(|_| ended())
+        }
+    }
+
+    /// Returns when readers of the topic can have all that was handed over.
+    pub fn published(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let (answer, asked) = oneshot::channel();
+        let sent = self.jobs.send(Job::Ask(Question::Published { answer }));
         async move {
             sent.map_err(|_| ended())?;
             asked.await.map_err(|_| ended())
@@ -85,16 +111,13 @@ async fn work<W: TopicWriter>(
 ) -> Result<()> {
     while let Some(job) = jobs.recv().await {
         match job {
-            Job::Mark { end_lsn, answer } => {
-                // A reader that is gone needs no answer.
-                let _ = answer.send(topic.mark_at(end_lsn).await?);
-            }
+            Job::Ask(question) => question.answer(&mut topic).await?,
             Job::Append { records, bytes, room } => {
                 let mut group = Group { records, bytes, room };
                 let next = group.fill(&mut jobs);
                 append(&mut topic, group, &durable).await?;
-                if let Some((end_lsn, answer)) = next {
-                    let _ = answer.send(topic.mark_at(end_lsn).await?);
+                if let Some(question) = next {
+                    question.answer(&mut topic).await?;
                 }
             }
         }
@@ -110,7 +133,7 @@ struct Group {
 
 impl Group {
     /// Takes what waits; gives back a question that waited behind it.
-    fn fill(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<(Lsn, oneshot::Sender<Held>)> {
+    fn fill(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<Question> {
         while self.bytes < GROUP_BYTES {
             match jobs.try_recv() {
                 Ok(Job::Append { mut records, bytes, room }) => {
@@ -118,7 +141,7 @@ impl Group {
                     self.bytes += bytes;
                     self.room.merge(room);
                 }
-                Ok(Job::Mark { end_lsn, answer }) => return Some((end_lsn, answer)),
+                Ok(Job::Ask(question)) => return Some(question),
                 Err(_) => break,
             }
         }

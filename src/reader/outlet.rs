@@ -188,8 +188,21 @@ impl<S: Source> Outlet<S> {
         Ok(())
     }
 
+    /// Waits until others can read what was handed over. Without it a goal would be reached, and wait in a spool.
+    async fn published(&mut self) -> Result<()> {
+        let Some(appends) = &self.appends else { return Ok(()) };
+        let published = appends.published();
+        match self.waiting(published).await {
+            Err(fault) if fault.code == Code::Interrupted && *self.stop.borrow() => Ok(()),
+            done => done,
+        }
+    }
+
     /// Lets the topic finish what it was given, and confirms it. A full topic is not waited for.
     pub async fn finish(&mut self) -> Result<()> {
+        if self.is_at_goal() {
+            self.published().await?;
+        }
         self.appends = None;
         let asked = Instant::now();
         while !self.durable.borrow().paused && asked.elapsed() < FINISH_WITHIN {
@@ -228,6 +241,8 @@ async fn failed(tasks: &mut JoinSet<Result<()>>) -> Fault {
         match tasks.join_next().await {
             Some(Ok(Err(fault))) => return fault,
             Some(Ok(Ok(()))) => {}
+            // The heartbeats, once the reader is at its end.
+            Some(Err(error)) if error.is_cancelled() => {}
             Some(Err(error)) => return broken(&error),
             None => std::future::pending().await,
         }

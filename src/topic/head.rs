@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 
-use crate::model::{Code, Fault, Lsn, Result, Stamp};
+use crate::model::{Code, Fault, Lsn, Offset, Record, Result, Stamp};
+use crate::ports::Tail;
 
 /// Kind of a record, as it is stored.
 pub const KIND_PART: i64 = 0;
@@ -38,6 +39,43 @@ impl Unfinished {
             Stamp::Part { rows } => Self { records: self.records + 1, rows: self.rows + u64::from(rows) },
             Stamp::Last { .. } | Stamp::Progress { .. } => Self::default(),
         }
+    }
+}
+
+/// Where a topic ends, as its writer knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct End {
+    /// The last record.
+    pub last: Option<Head>,
+    /// The transaction that the writer is appending.
+    pub open: Unfinished,
+}
+
+impl End {
+    /// Offset of the next record.
+    pub fn next(&self) -> u64 {
+        self.last.map_or(0, |last| last.offset + 1)
+    }
+
+    /// Bytes of all bodies that the topic ever held.
+    pub fn bytes(&self) -> u64 {
+        self.last.map_or(0, |last| last.totals.bytes)
+    }
+
+    /// As the port tells it.
+    pub fn tail(&self) -> Tail {
+        let end_lsn = self.last.map(|last| last.end_lsn).filter(|end_lsn| *end_lsn != Lsn::ZERO);
+        Tail { next: Offset(self.next()), end_lsn }
+    }
+
+    /// The head of the record that comes next, and the end behind it.
+    ///
+    /// # Errors
+    /// `BrokenChain` for a position that goes back.
+    pub fn after(&self, place: &impl Display, record: &Record) -> Result<(Head, End)> {
+        check_order(place, self.last.as_ref(), record.stamp)?;
+        let head = Head::after(self.last.as_ref(), record.stamp, self.open, &record.body);
+        Ok((head, End { last: Some(head), open: self.open.with(record.stamp) }))
     }
 }
 

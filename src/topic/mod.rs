@@ -8,11 +8,12 @@ pub mod embedded;
 mod head;
 pub mod kafka;
 pub mod peer;
+pub mod spool;
 mod thread;
 
 use std::time::Duration;
 
-use crate::config::{Topic, TopicKind};
+use crate::config::{Kafka, Topic, TopicKind};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, Stored, WriterId};
 use crate::ports::{Bounds, Held, Seek, Tail, TopicReader, TopicWriter};
 
@@ -62,9 +63,11 @@ pub enum Writer {
     Embedded(embedded::Writer),
     /// A topic in Kafka.
     Kafka(kafka::Writer),
+    /// A topic in Kafka, with a spool.
+    Spooling(Box<spool::Spooling>),
 }
 
-/// How long a broker may take for an append.
+/// How long a broker may take for an append where there is no spool to go on in.
 const KAFKA_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Opens a flow's topic for reading. A topic that does not exist yet is an empty one.
@@ -93,16 +96,23 @@ pub async fn open_nearest(topic: &Topic, flow: &FlowName) -> Result<Reader> {
     }
 }
 
-/// Opens a flow's topic for writing; an earlier writer is waited for, or fenced.
+/// Opens a flow's topic for writing; an earlier writer is waited for, or fenced. A spool counts if it is of the flow with that
+/// identity.
 ///
 /// # Errors
 /// Those of the backend: `SecondReader` while another writer lives and can't be fenced.
-pub async fn open_writer(topic: &Topic, flow: &FlowName) -> Result<Writer> {
+pub async fn open_writer(topic: &Topic, flow: &FlowName, flow_id: uuid::Uuid) -> Result<Writer> {
     match &topic.kind {
         TopicKind::Embedded | TopicKind::Peer => open_embedded(topic, flow).await.map(Writer::Embedded),
         TopicKind::Kafka(kafka) => {
             let cluster = kafka::Cluster::new(kafka, flow);
-            kafka::Writer::open(cluster, WriterId::new_v4(), KAFKA_PATIENCE).await.map(Writer::Kafka)
+            match &kafka.spool {
+                Some(spool) => {
+                    let opened = spool::Spooling::open(cluster, (flow, flow_id), spool).await;
+                    opened.map(|writer| Writer::Spooling(Box::new(writer)))
+                }
+                None => kafka::Writer::open(cluster, WriterId::new_v4(), KAFKA_PATIENCE).await.map(Writer::Kafka),
+            }
         }
     }
 }
@@ -153,6 +163,9 @@ pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Aside> {
             Ok(place.map_or(Aside::Nothing, |place| Aside::Moved(place.display().to_string())))
         }
         TopicKind::Kafka(kafka) => {
+            if let Some(spool) = &kafka.spool {
+                embedded::set_aside(&spool.dir, flow)?;
+            }
             let emptied = kafka::empty(kafka::Cluster::new(kafka, flow), KAFKA_PATIENCE).await?;
             Ok(if emptied { Aside::Emptied } else { Aside::Nothing })
         }
@@ -162,11 +175,12 @@ pub async fn set_aside(topic: &Topic, flow: &FlowName) -> Result<Aside> {
 /// Waits, for a moment at most, until a writer of this process that was dropped has closed the topic: else the next start finds
 /// one that was not closed in order, and checks it whole. In Kafka the next writer ends what an earlier one left.
 pub async fn await_closed(topic: &Topic, flow: &FlowName) {
-    match topic.kind {
-        TopicKind::Embedded | TopicKind::Peer => {}
-        TopicKind::Kafka(_) => return,
-    }
-    let (dir, flow) = (topic.path.clone(), flow.clone());
+    let dir = match &topic.kind {
+        TopicKind::Embedded | TopicKind::Peer => topic.path.clone(),
+        TopicKind::Kafka(Kafka { spool: Some(spool), .. }) => spool.dir.clone(),
+        TopicKind::Kafka(Kafka { spool: None, .. }) => return,
+    };
+    let flow = flow.clone();
     let closed = tokio::task::spawn_blocking(move || embedded::await_closed(&dir, &flow)).await;
     if let Err(error) = closed {
         tracing::debug!(%error, "waiting for the topic to be closed");
@@ -255,6 +269,7 @@ impl Writer {
         match self {
             Writer::Embedded(writer) => writer.id(),
             Writer::Kafka(writer) => writer.id(),
+            Writer::Spooling(writer) => writer.id(),
         }
     }
 
@@ -262,7 +277,7 @@ impl Writer {
     pub fn retention(&self) -> Option<embedded::Retention> {
         match self {
             Writer::Embedded(writer) => Some(writer.retention()),
-            Writer::Kafka(_) => None,
+            Writer::Kafka(_) | Writer::Spooling(_) => None,
         }
     }
 }
@@ -272,6 +287,7 @@ impl TopicWriter for Writer {
         match self {
             Writer::Embedded(writer) => writer.tail(),
             Writer::Kafka(writer) => writer.tail(),
+            Writer::Spooling(writer) => writer.tail(),
         }
     }
 
@@ -279,6 +295,7 @@ impl TopicWriter for Writer {
         match self {
             Writer::Embedded(writer) => writer.append(records).await,
             Writer::Kafka(writer) => writer.append(records).await,
+            Writer::Spooling(writer) => writer.append(records).await,
         }
     }
 
@@ -286,6 +303,15 @@ impl TopicWriter for Writer {
         match self {
             Writer::Embedded(writer) => writer.mark_at(end_lsn).await,
             Writer::Kafka(writer) => writer.mark_at(end_lsn).await,
+            Writer::Spooling(writer) => writer.mark_at(end_lsn).await,
+        }
+    }
+
+    async fn published(&mut self) -> Result<()> {
+        match self {
+            Writer::Embedded(writer) => writer.published().await,
+            Writer::Kafka(writer) => writer.published().await,
+            Writer::Spooling(writer) => writer.published().await,
         }
     }
 }

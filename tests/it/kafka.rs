@@ -3,6 +3,7 @@
 pub mod broker;
 mod flow;
 mod kill;
+mod spool;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +40,13 @@ fn admin(kafka: &Kafka) -> AdminClient<DefaultClientContext> {
 async fn create_topic(cluster: &Cluster) {
     let settings = [("cleanup.policy", "delete".to_owned())];
     Admin::open(cluster).expect("a client").create(1, &settings).await.expect("created");
+}
+
+/// The broker that leads a topic.
+fn leader(brokers: &Brokers, topic: &str) -> usize {
+    let consumer: BaseConsumer = client(brokers).create().expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
+    usize::try_from(metadata.topics()[0].partitions()[0].leader()).expect("a leader")
 }
 
 fn client(brokers: &Brokers) -> ClientConfig {

@@ -90,10 +90,10 @@ const FILES: &[FileCase] = &[
     },
     FileCase {
         name: "later feature",
-        change: ("path = \"topic\"", "kind = \"kafka\"\nbrokers = [\"k:9092\"]\nspool = \"s\""),
+        change: ("[topic]", "[schedule]\nmode = \"manual\"\n[topic]"),
         verb: &["plan"],
         code: 2,
-        says: &["spool", "not supported yet"],
+        says: &["schedule", "not supported yet"],
     },
     FileCase {
         name: "filter that can't be parsed",

@@ -104,11 +104,12 @@ fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|file| file.sync_all()).map_err(|cause| error::system(dir, "sync the directory", &cause))
 }
 
-/// Opens the database for its writer, making it where it is missing, and checks it; the caller holds the lock.
+/// Opens the database for its writer and checks it; where it is missing it is made, with `first` as the offset of its first
+/// record. The caller holds the lock.
 ///
 /// # Errors
 /// `BrokenChain` for another flow's file, `TopicDamaged` for what no writer of this format left, `Io`, `DiskFull`.
-pub fn open_for_writing(files: &Files) -> Result<(Connection, Meta)> {
+pub fn open_for_writing(files: &Files, first: u64) -> Result<(Connection, Meta)> {
     create(&files.db)?;
     let connection = connect(&files.db)?;
     let set_up = || -> rusqlite::Result<String> {
@@ -126,11 +127,36 @@ pub fn open_for_writing(files: &Files) -> Result<(Connection, Meta)> {
         return Err(Fault::new(Code::Io, what).remedy("put topic.path on a local file system"));
     }
     if !has_tables(&connection, &files.db)? {
-        make_tables(&connection, files)?;
+        make_tables(&connection, files, first)?;
     }
     let meta = meta(&connection, files)?;
     check(&connection, files, &meta)?;
     Ok((connection, meta))
+}
+
+/// True when the topic's file is there.
+pub fn is_there(dir: &Path, flow: &FlowName) -> bool {
+    Files::of(dir, flow).db.exists()
+}
+
+/// Removes a topic that was closed.
+///
+/// # Errors
+/// `Io`.
+pub fn remove(dir: &Path, flow: &FlowName) -> Result<()> {
+    let files = Files::of(dir, flow);
+    // The database goes first: with it the topic is gone. SQLite removes a log that it finds beside an empty database.
+    remove_file(&files.db)?;
+    sync_dir(dir)?;
+    remove_file(&files.wal)?;
+    remove_file(&files.db.with_extension("db-shm"))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(error::system(path, "remove", &cause)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Opens the database for reading; `None` when there is none yet.
@@ -203,13 +229,14 @@ fn has_tables(connection: &Connection, db: &Path) -> Result<bool> {
     Ok(tables > 0)
 }
 
-fn make_tables(connection: &Connection, files: &Files) -> Result<()> {
+fn make_tables(connection: &Connection, files: &Files, first: u64) -> Result<()> {
     let make = || -> rusqlite::Result<()> {
         let transaction = connection.unchecked_transaction()?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.execute(META, [])?;
         transaction.execute(TABLE, [])?;
-        transaction.execute("INSERT INTO meta VALUES (1, ?, ?, NULL, '', 0, 1)", (FORMAT, &files.flow))?;
+        let insert = "INSERT INTO meta VALUES (1, ?, ?, NULL, '', ?, 1)";
+        transaction.execute(insert, (FORMAT, &files.flow, first.cast_signed()))?;
         transaction.commit()
     };
     make().map_err(|cause| error::sqlite(&files.db, "make the tables", &cause))
@@ -257,7 +284,9 @@ fn check(connection: &Connection, files: &Files, meta: &Meta) -> Result<()> {
     }
     let records = Records { connection, db: &files.db };
     let Some(last) = records.last()? else {
-        return if meta.first == 0 { Ok(()) } else { Err(error::damaged(&files.db, "its last record is missing")) };
+        // Without a flow_id there never was a record.
+        let is_new = meta.first == 0 || meta.flow_id.is_none();
+        return if is_new { Ok(()) } else { Err(error::damaged(&files.db, "its last record is missing")) };
     };
     if last.offset < meta.first {
         return Err(error::damaged(&files.db, "its last record is missing"));
@@ -292,11 +321,28 @@ fn check_records(connection: &Connection, db: &Path, from: u64, last: u64) -> Re
 mod tests {
     use super::*;
 
+    /// As after a crash while a topic is removed.
+    #[test]
+    fn a_log_without_its_database_is_not_taken_for_the_next_ones() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
+        let files = Files::of(dir.path(), &flow);
+        let (connection, _) = open_for_writing(&files, 7).expect("opened");
+        // What a crash leaves: the log with its content.
+        let log = fs::read(&files.wal).expect("a log");
+        assert!(log.len() > 32 * 1024, "{}", log.len());
+        drop(connection);
+        remove_file(&files.db).expect("removed");
+        fs::write(&files.wal, log).expect("written");
+        let (_again, meta) = open_for_writing(&files, 0).expect("opened");
+        assert_eq!(meta, Meta { first: 0, flow_id: None, clean: true });
+    }
+
     #[test]
     fn a_writer_syncs_each_commit_and_leaves_checkpoints_to_others() {
         let dir = tempfile::tempdir().expect("a directory");
         let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
-        let (connection, meta) = open_for_writing(&Files::of(dir.path(), &flow)).expect("opened");
+        let (connection, meta) = open_for_writing(&Files::of(dir.path(), &flow), 0).expect("opened");
         assert_eq!(meta, Meta { first: 0, flow_id: None, clean: true });
         let pragma = |name: &str| {
             let value = connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));

@@ -65,6 +65,16 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Records with their heads, for one who stores them elsewhere at the same place; else as [`TopicReader::read`].
+    ///
+    /// # Errors
+    /// As [`TopicReader::read`].
+    pub async fn read_whole(&mut self, from: Offset, max_bytes: usize) -> Result<Vec<(Head, Bytes)>> {
+        self.thread.call(move |view| view.read_whole(from.0, max_bytes)).await
+    }
+}
+
 impl TopicReader for Reader {
     async fn read(&mut self, from: Offset, max_bytes: usize) -> Result<Vec<Stored>> {
         self.thread.call(move |view| view.read(from.0, max_bytes)).await
@@ -275,6 +285,18 @@ impl View {
         }))
     }
 
+    fn read_whole(&mut self, from: u64, max_bytes: usize) -> Result<Vec<(Head, Bytes)>> {
+        let db = self.files.db.clone();
+        let batch = self.look(|held| {
+            let range = held.range();
+            if from < range.start || from > range.end {
+                return Err(gap(&db, from, &range));
+            }
+            read_whole(held, from, max_bytes)
+        })?;
+        Ok(batch.unwrap_or_default())
+    }
+
     fn read(&mut self, from: u64, max_bytes: usize) -> Result<Vec<Stored>> {
         let expected_bytes = self.batch_bytes.min(max_bytes);
         let db = self.files.db.clone();
@@ -299,6 +321,27 @@ impl View {
     }
 }
 
+/// As [`read_batch`], each body by itself.
+fn read_whole(held: &Held<'_>, from: u64, max_bytes: usize) -> Result<Vec<(Head, Bytes)>> {
+    let db = held.records.db;
+    let fault = |cause: rusqlite::Error| error::sqlite(db, "read", &cause);
+    let mut select = held.records.connection.prepare_cached(SELECT_FROM).map_err(fault)?;
+    let mut rows = select.query([from.cast_signed()]).map_err(fault)?;
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for offset in from..held.range().end {
+        if bytes >= max_bytes && !batch.is_empty() {
+            break;
+        }
+        let mut body = Vec::new();
+        let Some(head) = next_record(&mut rows, offset, &mut body).map_err(fault)? else {
+            return Err(error::damaged(db, format_args!("record {offset} is missing or fails its checksum")));
+        };
+        bytes += body.len();
+        batch.push((head, Bytes::from(body)));
+    }
+    Ok(batch)
+}
+
 const EMPTY: Bounds = Bounds { first: Offset(0), next: Offset(0), end_lsn: None, bytes: 0 };
 
 fn gap(db: &Path, from: u64, range: &std::ops::Range<u64>) -> Fault {
@@ -321,7 +364,7 @@ fn read_batch(held: &Held<'_>, from: u64, max_bytes: usize, expected_bytes: usiz
             break None;
         }
         match next_record(&mut rows, offset, &mut bodies) {
-            Ok(Some(stamp)) => places.push((stamp, bodies.len())),
+            Ok(Some(head)) => places.push((head.stamp, bodies.len())),
             Ok(None) => {
                 break Some(error::damaged(db, format_args!("record {offset} is missing or fails its checksum")));
             }
@@ -343,7 +386,7 @@ fn read_batch(held: &Held<'_>, from: u64, max_bytes: usize, expected_bytes: usiz
 }
 
 /// The next row, if it is the record at `offset` and intact; its body is appended to `bodies`.
-fn next_record(rows: &mut rusqlite::Rows<'_>, offset: u64, bodies: &mut Vec<u8>) -> rusqlite::Result<Option<Stamp>> {
+fn next_record(rows: &mut rusqlite::Rows<'_>, offset: u64, bodies: &mut Vec<u8>) -> rusqlite::Result<Option<Head>> {
     let Some(row) = rows.next()? else { return Ok(None) };
     let head = Head::from_row(row)?;
     let body = row.get_ref(12)?.as_blob()?;
@@ -351,5 +394,5 @@ fn next_record(rows: &mut rusqlite::Rows<'_>, offset: u64, bodies: &mut Vec<u8>)
         return Ok(None);
     }
     bodies.extend_from_slice(body);
-    Ok(Some(head.stamp))
+    Ok(Some(head))
 }

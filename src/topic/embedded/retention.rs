@@ -172,7 +172,7 @@ impl Appender {
     fn has_unapplied(&self) -> Result<bool> {
         let (held, applied) = (self.held(), self.policy.applied);
         let Some(last) = self.last else { return Ok(false) };
-        if applied >= held.end {
+        if applied >= held.end || held.is_empty() {
             return Ok(false);
         }
         let passed = if applied > held.start {

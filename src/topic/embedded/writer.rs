@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
 use crate::config::{OnFull, Topic};
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, WriterId};
+use crate::model::{Code, Fault, FlowName, Lsn, Record, Result, WriterId};
 use crate::ports::{Held, Tail, TopicWriter};
 use crate::topic::embedded::checkpoint::Checkpointer;
 use crate::topic::embedded::error;
@@ -17,7 +17,7 @@ use crate::topic::embedded::lock::{self, Lock};
 use crate::topic::embedded::retention::{Policy, Retention};
 use crate::topic::embedded::row::{Insert, Records};
 use crate::topic::embedded::wake::{self, Announced, Bell};
-use crate::topic::head::{self, Head, Unfinished, flow_id_of};
+use crate::topic::head::{End, Head, Unfinished, flow_id_of};
 use crate::topic::thread::{Owned, Thread};
 
 /// How long closing waits for readers before it leaves the WAL as it is.
@@ -34,6 +34,8 @@ pub struct WriterOptions {
     pub on_full: OnFull,
     /// How long opening waits for another writer of the topic to end.
     pub lock_patience: Duration,
+    /// Where another topic ends that this one goes on with, if it is made.
+    pub start: End,
 }
 
 impl Default for WriterOptions {
@@ -44,6 +46,7 @@ impl Default for WriterOptions {
             retention_bytes: 20 << 30,
             on_full: OnFull::Pause,
             lock_patience: Duration::from_secs(5),
+            start: End::default(),
         }
     }
 }
@@ -66,7 +69,7 @@ impl From<&Topic> for WriterOptions {
 /// again; after any other fault every later append fails too, and a new writer shows what the topic holds.
 pub struct Writer {
     thread: Thread<Appender>,
-    tail: Tail,
+    end: End,
     id: WriterId,
     db: PathBuf,
 }
@@ -84,14 +87,19 @@ impl Writer {
         let id = WriterId::new_v4();
         let db = files.db.clone();
         let appender = Appender::open(files, lock, id, &options)?;
-        let tail = appender.tail();
+        let end = appender.end_of();
         let thread = Thread::start("topic-writer", db.display().to_string(), appender)?;
-        Ok(Self { thread, tail, id, db })
+        Ok(Self { thread, end, id, db })
     }
 
     /// This writer's id, made at opening: one that no earlier writer of the topic had.
     pub fn id(&self) -> WriterId {
         self.id
+    }
+
+    /// Where the topic ends, as of the last append that returned.
+    pub fn end(&self) -> End {
+        self.end
     }
 
     /// The database file.
@@ -120,12 +128,12 @@ impl Writer {
 
 impl TopicWriter for Writer {
     fn tail(&self) -> Tail {
-        self.tail
+        self.end.tail()
     }
 
     async fn append(&mut self, records: Vec<Record>) -> Result<Tail> {
-        self.tail = self.thread.call(move |appender| appender.append(&records)).await?;
-        Ok(self.tail)
+        self.end = self.thread.call(move |appender| appender.append(&records)).await?;
+        Ok(self.end.tail())
     }
 
     async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
@@ -149,6 +157,8 @@ pub struct Appender {
     inodes: (Option<Inode>, Option<Inode>),
     /// The transaction that this writer is appending.
     open: Unfinished,
+    /// The flow's identity is noted.
+    identified: bool,
     /// Why this writer can't go on.
     broken: Option<Fault>,
     bell: Arc<Bell>,
@@ -159,11 +169,16 @@ pub struct Appender {
 
 impl Appender {
     fn open(files: Files, lock: Lock, id: WriterId, options: &WriterOptions) -> Result<Self> {
-        let (connection, meta) = file::open_for_writing(&files)?;
+        let start = options.start;
+        let (connection, meta) = file::open_for_writing(&files, start.next())?;
         file::take_over(&connection, &files.db, id)?;
         let records = Records { connection: &connection, db: &files.db };
-        let last = records.last()?;
-        let bytes_before_first = if last.is_some() { records.bytes_before(meta.first)? } else { 0 };
+        let held = records.last()?;
+        let (last, open) = held.map_or((start.last, start.open), |last| (Some(last), Unfinished::default()));
+        let bytes_before_first = match held {
+            Some(_) => records.bytes_before(meta.first)?,
+            None => last.map_or(0, |last| last.totals.bytes),
+        };
         let oldest = records.oldest()?.unwrap_or(meta.first);
         let checkpointer = Checkpointer::start(&files)?;
         let inodes = (file::inode(&files.db), file::inode(&files.wal));
@@ -181,7 +196,8 @@ impl Appender {
             checkpointer,
             id,
             inodes,
-            open: Unfinished::default(),
+            open,
+            identified: meta.flow_id.is_some(),
             broken: None,
             bell,
             _lock: lock,
@@ -207,24 +223,23 @@ impl Appender {
         error::sqlite(&self.files.db, doing, cause)
     }
 
-    fn tail(&self) -> Tail {
-        let end_lsn = self.last.map(|last| last.end_lsn).filter(|end_lsn| *end_lsn != Lsn::ZERO);
-        Tail { next: Offset(self.held().end), end_lsn }
+    fn end_of(&self) -> End {
+        End { last: self.last, open: self.open }
     }
 
-    fn append(&mut self, records: &[Record]) -> Result<Tail> {
+    fn append(&mut self, records: &[Record]) -> Result<End> {
         if let Some(fault) = &self.broken {
             return Err(fault.clone());
         }
         if records.is_empty() {
-            return Ok(self.tail());
+            return Ok(self.end_of());
         }
         let appended = self.make_room(records).and_then(|()| {
             self.checkpointer.finish_if_asked(&self.connection);
             self.append_all(records)
         });
         match appended {
-            Ok(()) => Ok(self.tail()),
+            Ok(()) => Ok(self.end_of()),
             Err(fault) => {
                 if !matches!(fault.code, Code::TopicFull | Code::DiskFull | Code::Contention) {
                     self.broken = Some(fault.clone());
@@ -250,7 +265,7 @@ impl Appender {
             }
         };
         let bytes = last.totals.bytes - self.last.map_or(0, |last| last.totals.bytes);
-        (self.last, self.open) = (Some(last), open);
+        (self.last, self.open, self.identified) = (Some(last), open, true);
         self.checkpointer.committed(bytes);
         self.check_files()?;
         self.bell.send_replace(Announced::Next(last.offset + 1));
@@ -261,21 +276,19 @@ impl Appender {
     fn insert(&self, records: &[Record]) -> Result<(Head, Unfinished)> {
         let fault = |cause: rusqlite::Error| self.fault("append", &cause);
         let mut insert = Insert::prepare(&self.connection).map_err(fault)?;
-        let (mut last, mut open) = (self.last, self.open);
+        let mut end = self.end_of();
         for record in records {
-            head::check_order(&self.files.db.display(), last.as_ref(), record.stamp)?;
-            let head = Head::after(last.as_ref(), record.stamp, open, &record.body);
+            let (head, after) = end.after(&self.files.db.display(), record)?;
             insert.row(&head, &record.body).map_err(fault)?;
-            open = open.with(record.stamp);
-            last = Some(head);
+            end = after;
         }
         drop(insert);
-        if self.last.is_none()
+        if !self.identified
             && let Some(flow_id) = records.first().and_then(|genesis| flow_id_of(&genesis.body))
         {
             self.connection.execute("UPDATE meta SET flow_id = ?", [flow_id]).map_err(fault)?;
         }
-        last.map(|last| (last, open)).ok_or_else(|| error::damaged(&self.files.db, "an append of nothing"))
+        end.last.map(|last| (last, end.open)).ok_or_else(|| error::damaged(&self.files.db, "an append of nothing"))
     }
 
     /// Inside the transaction, so that no other writer can come between the check and the commit.

@@ -1,16 +1,18 @@
 //! The writer: one Kafka transaction for each append.
 
+use std::cell::OnceCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::model::{Code, Fault, Lsn, Offset, Record, Result, WriterId};
+use crate::model::{Code, Fault, Lsn, Record, Result, WriterId};
 use crate::ports::{Held, Tail, TopicWriter};
-use crate::topic::head::{self, Head, Unfinished};
+use crate::topic::head::{self, End, Head, Unfinished};
 use crate::topic::kafka::client::{self, Cluster, Events};
 use crate::topic::kafka::header;
 use crate::topic::kafka::probe::Probe;
@@ -44,7 +46,7 @@ impl Drop for Wanted {
 /// too: a new writer shows what the topic holds.
 pub struct Writer {
     thread: Thread<Appender>,
-    tail: Tail,
+    end: End,
     id: WriterId,
 }
 
@@ -65,12 +67,40 @@ impl Writer {
                 return Err(Fault::new(Code::Interrupted, format!("{place}: not opened, nobody waits for it")));
             }
             let appender = Appender::open(&cluster, patience)?;
-            let tail = appender.tail();
-            Ok((Thread::start("kafka-writer", place, appender)?, tail))
+            let end = appender.end;
+            Ok((Thread::start("kafka-writer", place, appender)?, end))
         });
-        let (thread, tail) =
+        let (thread, end) =
             opened.await.map_err(|error| Fault::new(Code::Io, format!("opening of the topic: {error}")))??;
-        Ok(Self { thread, tail, id })
+        Ok(Self { thread, end, id })
+    }
+
+    /// Where the topic ends, as of the last append that returned.
+    pub fn end(&self) -> End {
+        self.end
+    }
+
+    /// Appends records with the heads that they have elsewhere.
+    ///
+    /// # Errors
+    /// As [`TopicWriter::append`]; `BrokenChain` when the first is not the next one, and this writer is of no more use.
+    pub async fn forward(&mut self, records: Vec<(Head, Bytes)>) -> Result<End> {
+        self.end =
+            self.thread.call(move |appender| appender.all_or_none(|appender| appender.forward(&records))).await?;
+        Ok(self.end)
+    }
+
+    /// The caller goes on with a transaction of which it has forwarded so much.
+    ///
+    /// # Errors
+    /// `Contention` when the thread has ended.
+    pub async fn go_on(&mut self, open: Unfinished) -> Result<()> {
+        self.end.open = open;
+        let work = move |appender: &mut Appender| {
+            appender.end.open = open;
+            Ok(())
+        };
+        self.thread.call(work).await
     }
 
     /// What its records carry.
@@ -81,12 +111,12 @@ impl Writer {
 
 impl TopicWriter for Writer {
     fn tail(&self) -> Tail {
-        self.tail
+        self.end.tail()
     }
 
     async fn append(&mut self, records: Vec<Record>) -> Result<Tail> {
-        self.tail = self.thread.call(move |appender| appender.append(&records)).await?;
-        Ok(self.tail)
+        self.end = self.thread.call(move |appender| appender.all_or_none(|appender| appender.append(&records))).await?;
+        Ok(self.end.tail())
     }
 
     async fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
@@ -100,11 +130,8 @@ struct Appender {
     probe: Probe,
     topic: String,
     place: String,
-    flow_id: Option<String>,
-    /// The last record.
-    last: Option<Head>,
-    /// The transaction that this writer is appending.
-    open: Unfinished,
+    flow_id: OnceCell<String>,
+    end: End,
     patience: Duration,
     /// Why this writer can't go on.
     broken: Option<Fault>,
@@ -130,59 +157,72 @@ impl Appender {
         fenced.map_err(|error| client::fault(&place, "take the topic over", &error, Some(producer.context())))?;
         probe.await_settled()?;
         let last = probe.tail()?;
-        let flow_id = last.as_ref().map(|last| last.flow_id.clone());
+        let flow_id = last.as_ref().map(|last| OnceCell::from(last.flow_id.clone())).unwrap_or_default();
         Ok(Self {
             producer,
             probe,
             topic: cluster.topic.clone(),
             place,
             flow_id,
-            last: last.map(|last| last.head),
-            open: Unfinished::default(),
+            end: End { last: last.map(|last| last.head), open: Unfinished::default() },
             patience,
             broken: None,
         })
     }
 
-    fn tail(&self) -> Tail {
-        let end_lsn = self.last.map(|last| last.end_lsn).filter(|end_lsn| *end_lsn != Lsn::ZERO);
-        Tail { next: Offset(self.last.map_or(0, |last| last.offset + 1)), end_lsn }
-    }
-
-    fn append(&mut self, records: &[Record]) -> Result<Tail> {
+    /// Has `work` append in one transaction. After a fault nothing goes any more: the next writer aborts what is open.
+    fn all_or_none(&mut self, work: impl FnOnce(&Self) -> Result<End>) -> Result<End> {
         if let Some(fault) = &self.broken {
             return Err(fault.clone());
         }
-        if records.is_empty() {
-            return Ok(self.tail());
-        }
-        let until = Instant::now() + self.patience;
-        match self.append_all(records, until) {
-            Ok((last, open)) => {
-                (self.last, self.open) = (Some(last), open);
-                Ok(self.tail())
-            }
+        match work(self) {
+            Ok(end) => self.end = end,
             Err(fault) => {
-                // Not waited for: the next writer aborts what is open.
                 self.broken = Some(fault.clone());
-                Err(fault)
+                return Err(fault);
             }
         }
+        Ok(self.end)
     }
 
-    fn append_all(&mut self, records: &[Record], until: Instant) -> Result<(Head, Unfinished)> {
-        if self.flow_id.is_none() {
-            self.flow_id = records.first().and_then(|genesis| head::flow_id_of(&genesis.body));
+    fn append(&self, records: &[Record]) -> Result<End> {
+        let mut end = self.end;
+        let mut heads = Vec::with_capacity(records.len());
+        for record in records {
+            let (head, after) = end.after(&self.place, record)?;
+            heads.push((head, &record.body));
+            end = after;
         }
+        self.commit(&heads)?;
+        Ok(end)
+    }
+
+    fn forward(&self, records: &[(Head, Bytes)]) -> Result<End> {
+        let mut last = self.end.last;
+        for (head, body) in records {
+            let bytes = last.map_or(0, |last| last.totals.bytes) + body.len() as u64;
+            if (head.offset, head.totals.bytes) != (last.map_or(0, |last| last.offset + 1), bytes) {
+                let end = End { last, ..End::default() };
+                let what = format!("{}: record {} does not go on at {}", self.place, head.offset, end.next());
+                return Err(Fault::new(Code::BrokenChain, what));
+            }
+            last = Some(*head);
+        }
+        let heads: Vec<_> = records.iter().map(|(head, body)| (*head, body)).collect();
+        self.commit(&heads)?;
+        Ok(End { last, ..self.end })
+    }
+
+    /// One Kafka transaction.
+    fn commit(&self, records: &[(Head, &Bytes)]) -> Result<()> {
+        let Some((_, first)) = records.first() else { return Ok(()) };
+        let until = Instant::now() + self.patience;
+        let flow_id = self.flow_id.get_or_init(|| head::flow_id_of(first).unwrap_or_default());
         let fault = |error: &KafkaError| client::fault(&self.place, "append", error, Some(self.producer.context()));
         self.producer.begin_transaction().map_err(|error| fault(&error))?;
-        let (mut last, mut open) = (self.last, self.open);
-        for record in records {
-            head::check_order(&self.place, last.as_ref(), record.stamp)?;
-            let head = Head::after(last.as_ref(), record.stamp, open, &record.body);
-            let headers = header::encode(&head, self.flow_id.as_deref().unwrap_or_default());
-            let mut sent =
-                BaseRecord::<(), [u8]>::to(&self.topic).partition(0).payload(&record.body[..]).headers(headers);
+        for (head, body) in records {
+            let headers = header::encode(head, flow_id);
+            let mut sent = BaseRecord::<(), [u8]>::to(&self.topic).partition(0).payload(&body[..]).headers(headers);
             while let Err((error, again)) = self.producer.send(sent) {
                 let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
                 if !full || Instant::now() > until {
@@ -191,12 +231,8 @@ impl Appender {
                 self.producer.poll(QUEUE_PAUSE);
                 sent = again;
             }
-            open = open.with(record.stamp);
-            last = Some(head);
         }
         let left = until.saturating_duration_since(Instant::now());
-        self.producer.commit_transaction(left).map_err(|error| fault(&error))?;
-        let nothing = || Fault::new(Code::Io, format!("{}: an append of nothing", self.place));
-        last.map(|last| (last, open)).ok_or_else(nothing)
+        self.producer.commit_transaction(left).map_err(|error| fault(&error))
     }
 }

@@ -152,10 +152,24 @@ impl Brokers {
         process.take().expect("launched").wait().expect("it ends");
     }
 
-    fn signal(&self, id: usize, signal: &str) {
+    pub fn signal(&self, id: usize, signal: &str) {
         let pid = fs::read_to_string(self.nodes[id].dir.join("pid")).expect("a pid");
         let sent = Command::new("kill").args(["-s", signal, &pid]).stderr(Stdio::null()).status().expect("kill");
         assert!(sent.success(), "broker {id} does not run");
+    }
+
+    /// kill -9. Of one that is alone it may leave a transaction open that was acknowledged; such a one is stopped.
+    pub fn kill(&self, id: usize) {
+        assert!(self.nodes.len() > 1, "a lone broker is stopped");
+        self.signal(id, "KILL");
+        let mut process = self.nodes[id].process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.take().expect("launched").wait().expect("it ends");
+    }
+
+    /// Starts each with the data that it has, and waits for them.
+    pub fn start_all(&self) {
+        (0..self.nodes.len()).for_each(|id| self.launch(id));
+        (0..self.nodes.len()).for_each(|id| self.wait(id));
     }
 
     /// `HOST:PORT` of each.
@@ -170,7 +184,7 @@ impl Brokers {
 
     /// As the pipeline file names it.
     pub fn kafka(&self) -> Kafka {
-        Kafka { brokers: self.addresses(), properties: Default::default() }
+        Kafka { brokers: self.addresses(), properties: Default::default(), spool: None }
     }
 }
 

@@ -40,9 +40,12 @@ pub fn progress(number: u64) -> Record {
     Record { stamp: Stamp::Progress { end_lsn: lsn(number) }, body: Bytes::from(format!("{{\"progress\":{number}}}")) }
 }
 
+/// Of every flow here.
+pub const FLOW_ID: &str = "6f1f64a7-1f3c-4a0e-9d53-5d3a3a1f6a10";
+
 pub fn genesis() -> Record {
-    let body = r#"{"flow_id":"6f1f64a7-1f3c-4a0e-9d53-5d3a3a1f6a10","genesis":{}}"#;
-    Record { stamp: Stamp::Progress { end_lsn: lsn(0) }, body: Bytes::from_static(body.as_bytes()) }
+    let body = format!("{{\"flow_id\":\"{FLOW_ID}\",\"genesis\":{{}}}}");
+    Record { stamp: Stamp::Progress { end_lsn: lsn(0) }, body: Bytes::from(body) }
 }
 
 pub fn part(number: u64, part: u64) -> Record {

@@ -1,0 +1,315 @@
+//! A spool: brokers die, freeze and come back, the reader is killed meanwhile, and every transaction arrives once, in order.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sitepair::config::Spool;
+use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp};
+use sitepair::ports::{Seek, TopicReader, TopicWriter};
+use sitepair::topic::kafka::{Cluster, Reader};
+use sitepair::topic::spool::Spooling;
+
+use crate::kafka::broker::{self, Brokers};
+use crate::kafka::flow::{consumed, pair};
+use crate::pair::{PATIENCE, Pair};
+use crate::topic::suite::{FLOW_ID, genesis, last, lsn, part, progress, read_all};
+
+/// A topic and the place of its spool.
+struct Way {
+    flow: FlowName,
+    cluster: Cluster,
+    dir: tempfile::TempDir,
+}
+
+impl Way {
+    async fn new(brokers: &Brokers) -> Way {
+        let flow = super::flow();
+        let cluster = Cluster::new(&brokers.kafka(), &flow);
+        super::create_topic(&cluster).await;
+        Way { flow, cluster, dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    async fn try_open(&self, flow_id: &str, max_bytes: u64) -> Result<Spooling> {
+        let spool = Spool { dir: self.dir.path().to_owned(), max_bytes };
+        let flow = (&self.flow, flow_id.parse().expect("a flow's identity"));
+        Spooling::open(self.cluster.clone(), flow, &spool).await
+    }
+
+    async fn open(&self, max_bytes: u64) -> Spooling {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.try_open(FLOW_ID, max_bytes).await {
+                Ok(writer) => return writer,
+                Err(fault) => assert!(fault.is_transient() && Instant::now() < until, "{fault}"),
+            }
+        }
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.dir.path().join(format!("{}.db", self.flow))
+    }
+
+    /// The spool is no more in the way, but kept.
+    fn is_aside(&self) -> bool {
+        let aside = self.dir.path().join(format!("{}.aside-1.db", self.flow));
+        !self.file().exists() && aside.exists()
+    }
+
+    /// Appends as the reader does: after a fault a new writer shows what is there.
+    async fn append(&self, writer: &mut Spooling, records: &[Record]) {
+        let mut left = records.to_vec();
+        loop {
+            let before = writer.tail().next.0;
+            match writer.append(left.clone()).await {
+                Ok(_) => return,
+                Err(fault) => assert!(fault.is_transient(), "{fault}"),
+            }
+            *writer = self.open(1 << 20).await;
+            let there = usize::try_from(writer.tail().next.0 - before).expect("not less");
+            left = left.split_off(there);
+        }
+    }
+
+    /// Appends further transactions of two parts until records go to Kafka again; the number of the next.
+    async fn until_direct(&self, writer: &mut Spooling, from: u64) -> u64 {
+        let until = Instant::now() + PATIENCE;
+        let mut number = from;
+        while self.file().exists() {
+            self.append(writer, &[part(number, 0)]).await;
+            self.append(writer, &[last(number)]).await;
+            number += 1;
+            assert!(Instant::now() < until, "never forwarded");
+        }
+        number
+    }
+
+    /// Each transaction is found at its first part, wherever its parts went.
+    async fn each_is_found(&self, records: &[Record]) {
+        let mut reader = Reader::open(&self.cluster).expect("opens");
+        let (mut start, mut before) = (0, Lsn::ZERO);
+        for (record, offset) in records.iter().zip(0..) {
+            if let Some(end_lsn) = record.stamp.end_lsn() {
+                if matches!(record.stamp, Stamp::Last { .. }) {
+                    let found = reader.find(Seek::Lsn(before)).await.expect("found");
+                    assert_eq!(found, Offset(start), "the one after {before}");
+                }
+                (start, before) = (offset + 1, end_lsn);
+            }
+        }
+    }
+
+    /// What a consumer finds.
+    async fn held(&self) -> Vec<Record> {
+        let mut reader = Reader::open(&self.cluster).expect("opens");
+        let held = read_all(&mut reader, Offset(0), 1 << 20).await.expect("read");
+        held.into_iter().map(|stored| stored.record).collect()
+    }
+}
+
+#[test]
+fn what_kafka_does_not_take_goes_into_the_spool_and_on_in_order() {
+    let (brokers, _one) = broker::mortal();
+    super::block_on(async {
+        let way = Way::new(brokers).await;
+        let mut expected = vec![genesis(), last(1), part(2, 0)];
+        let mut writer = way.open(1 << 20).await;
+        writer.append(expected.clone()).await.expect("appended");
+        assert!(!way.file().exists());
+
+        // In the midst of a transaction the brokers go. What comes then is durable in the spool.
+        brokers.stop(0);
+        let more = vec![part(2, 1), last(2), progress(3)];
+        let tail = writer.append(more.clone()).await.expect("spooled");
+        expected.extend(more);
+        assert!((tail.next, tail.end_lsn) == (Offset(6), Some(lsn(3))) && way.file().exists());
+        // As after kill -9: another writer finds the spool, and knows from it where the topic ends.
+        drop(writer);
+        let mut again = way.open(1 << 20).await;
+        assert_eq!(again.tail(), tail);
+        let more: Vec<Record> = (4..40).map(last).collect();
+        again.append(more.clone()).await.expect("spooled");
+        expected.extend(more);
+        // A full spool pauses the reader, and takes records again once it has been forwarded.
+        drop(again);
+        let mut small = way.open(700).await;
+        let full = small.append(vec![last(40)]).await.expect_err("full");
+        assert!(full.code == Code::TopicFull && full.what.contains("spool_max"), "{full}");
+        brokers.start_all();
+        let until = Instant::now() + PATIENCE;
+        while let Err(fault) = small.append(vec![last(40)]).await {
+            assert!(fault.code == Code::TopicFull && Instant::now() < until, "never forwarded: {fault}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        expected.push(last(40));
+        let next = way.until_direct(&mut small, 41).await;
+        expected.extend((41..next).flat_map(|number| [part(number, 0), last(number)]));
+        small.append(vec![last(next)]).await.expect("appended");
+        expected.push(last(next));
+        assert!(!way.file().exists());
+        assert_eq!(way.held().await, expected);
+        way.each_is_found(&expected[..6]).await;
+    });
+}
+
+/// The broker stops at some moment of an append: it was written, or not, and no answer comes.
+#[test]
+fn a_reply_that_is_lost_doubles_nothing() {
+    let (brokers, _one) = broker::mortal();
+    super::block_on(async {
+        let way = Way::new(brokers).await;
+        let mut writer = way.open(1 << 20).await;
+        way.append(&mut writer, &[genesis()]).await;
+        let (mut number, mut spooled) = (1, 0);
+        let mut expected = vec![genesis()];
+        for round in 0..4 {
+            let frozen = async {
+                tokio::time::sleep(Duration::from_millis(5 * round)).await;
+                brokers.signal(0, "STOP");
+            };
+            let appends = async {
+                // Each append that gets no answer goes into the spool, with which the round ends.
+                while !way.file().exists() {
+                    let records = [part(number, 0), part(number, 1)];
+                    way.append(&mut writer, &records).await;
+                    way.append(&mut writer, &[last(number)]).await;
+                    expected.extend(records);
+                    expected.push(last(number));
+                    number += 1;
+                }
+            };
+            tokio::join!(frozen, appends);
+            spooled += 1;
+            brokers.signal(0, "CONT");
+            let next = way.until_direct(&mut writer, number).await;
+            expected.extend((number..next).flat_map(|number| [part(number, 0), last(number)]));
+            number = next;
+        }
+        assert_eq!(spooled, 4);
+        assert_eq!(way.held().await, expected);
+        way.each_is_found(&expected).await;
+    });
+}
+
+/// A spool that is none of this topic's, or of the flow as it was before a resync, is moved aside.
+#[test]
+fn a_spool_that_does_not_fit_is_moved_aside() {
+    let (brokers, _one) = broker::mortal();
+    super::block_on(async {
+        let way = Way::new(brokers).await;
+        let mut writer = way.open(1 << 20).await;
+        writer.append(vec![genesis(), last(1)]).await.expect("appended");
+        let anew = Way::new(brokers).await;
+        let mut before_resync = anew.open(1 << 20).await;
+        brokers.stop(0);
+        writer.append(vec![last(2)]).await.expect("spooled");
+        drop(writer);
+        before_resync.append(vec![genesis()]).await.expect("spooled");
+        drop(before_resync);
+        let opened = anew.try_open("00000000-0000-4000-8000-000000000000", 1 << 20).await;
+        assert_eq!(
+            opened.err().map(|fault| fault.code),
+            Some(Code::Unreachable),
+            "it does not say where the topic ends"
+        );
+        assert!(anew.is_aside());
+        brokers.start_all();
+        sitepair::topic::kafka::empty(way.cluster.clone(), PATIENCE).await.expect("emptied");
+        let mut writer = way.open(1 << 20).await;
+        assert_eq!(writer.tail().next, Offset(0), "Kafka's end counts");
+        assert!(way.is_aside());
+        writer.append(vec![genesis(), last(9)]).await.expect("appended");
+        assert_eq!(way.held().await, [genesis(), last(9)]);
+    });
+}
+
+/// Writes some transactions; the slot is to be confirmed past them, whatever the brokers do.
+fn acknowledged(pair: &Pair, what: &str) {
+    for _ in 0..10 {
+        pair.source.sql("insert into account (name) select 'x' from generate_series(1, 5)");
+    }
+    let written = pair.source.sql("select pg_current_wal_insert_lsn()");
+    let confirmed = format!(
+        "select confirmed_flush_lsn >= '{written}' from pg_replication_slots where slot_name = 'sitepair_{}'",
+        pair.flow()
+    );
+    let until = Instant::now() + PATIENCE;
+    while pair.source.sql(&confirmed) != "t" {
+        assert!(Instant::now() < until, "{what}: the slot is not confirmed\n{}", pair.log());
+        // An idle position is confirmed once it is told.
+        pair.source.sql("insert into account (name) values ('more')");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn spool_of(dir: &Path) -> String {
+    format!("spool = \"{}\"\nspool_max = \"100MiB\"", dir.join("spool").display())
+}
+
+/// What `--once` promises is at the target, not in the spool.
+#[test]
+fn a_run_to_a_goal_waits_for_the_spool() {
+    let (brokers, _one) = broker::mortal();
+    let dir = tempfile::tempdir().expect("a directory");
+    let pair = pair(15, brokers, &spool_of(dir.path()));
+    pair.deploy();
+    let mut reader = pair.daemon(&["--reader"], &[]);
+    acknowledged(&pair, "the broker lives");
+    brokers.stop(0);
+    acknowledged(&pair, "the broker is away");
+    assert_eq!(reader.stop(), 0, "{}", pair.log());
+    let file = dir.path().join("spool").join(format!("{}.db", pair.flow()));
+    assert!(file.exists(), "what was acknowledged is in the spool");
+    brokers.start_all();
+    pair.run_once();
+    pair.assert_equal("account");
+    assert!(!file.exists(), "nothing is left in the spool");
+}
+
+/// S5, with everything that can go wrong at once.
+#[test]
+fn a_flow_survives_its_brokers() {
+    let brokers = &Brokers::start(3, "");
+    let dir = tempfile::tempdir().expect("a directory");
+    let pair = pair(18, brokers, &spool_of(dir.path()));
+    pair.deploy();
+    let name = format!("sitepair_{}", pair.flow());
+    let mut reader = pair.daemon(&["--site", "a"], &[]);
+    let mut applier = pair.daemon(&["--site", "b"], &[]);
+    acknowledged(&pair, "all live");
+    // The leader goes under load; it comes back with its data.
+    let leader = super::leader(brokers, &name);
+    brokers.kill(leader);
+    acknowledged(&pair, "the leader is dead");
+    brokers.launch(leader);
+    brokers.wait(leader);
+    // Two of three: below min.insync.replicas, so Kafka takes nothing. The reader is killed meanwhile.
+    brokers.kill((leader + 1) % 3);
+    brokers.kill((leader + 2) % 3);
+    acknowledged(&pair, "two are dead");
+    reader.kill();
+    // All: the reader starts with nothing but its spool.
+    brokers.kill(leader);
+    let mut reader = pair.daemon(&["--site", "a"], &[]);
+    acknowledged(&pair, "all are dead");
+    brokers.start_all();
+    // And once more while it forwards.
+    acknowledged(&pair, "all live again");
+    reader.kill();
+    let mut reader = pair.daemon(&["--site", "a"], &[]);
+    acknowledged(&pair, "the reader was killed");
+    pair.settle();
+    pair.assert_equal("account");
+    pair.assert_journal_whole();
+    assert_eq!((reader.stop(), applier.stop()), (0, 0), "{}", pair.log());
+    let rows = "select count(distinct xmin::text), string_agg(id::text, ' ' order by id) from account";
+    let rows = pair.source.sql(rows);
+    let (transactions, ids) = rows.split_once('|').expect("two columns");
+    let (numbers, inserted) = consumed(brokers, &name);
+    let inserted: Vec<String> = inserted.iter().map(u64::to_string).collect();
+    assert_eq!(
+        (inserted.join(" ").as_str(), numbers[1].to_string().as_str()),
+        (ids, transactions),
+        "each once, in order"
+    );
+    assert!(pair.log().contains("the reader goes on in the spool"), "{}", pair.log());
+}
