@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS sitepair.flow (
     created_at    timestamptz NOT NULL DEFAULT now()
 );
 
+ALTER TABLE sitepair.flow ADD COLUMN IF NOT EXISTS slot_dropped jsonb;
+
 COMMENT ON TABLE sitepair.flow IS 'identity of each flow that starts here';
 COMMENT ON COLUMN sitepair.flow.flow_id IS 'made at deploy; every record and checkpoint of the flow carries it';
 COMMENT ON COLUMN sitepair.flow.start_lsn IS 'the slot''s consistent point, where the topic opens; null while a deploy is unfinished';
@@ -29,3 +31,4 @@ COMMENT ON COLUMN sitepair.flow.system_id IS 'system identifier of the cluster t
 COMMENT ON COLUMN sitepair.flow.filters IS 'row filter of each table that has one, as the last deploy found it: {"schema.table": "SQL"}';
 COMMENT ON COLUMN sitepair.flow.entering IS 'tables that were added to the publication later and that the target has not taken up yet, to copy them';
 COMMENT ON COLUMN sitepair.flow.entering_xmax IS 'a transaction id that was not in use yet once the publication had the last table that was added; null beside entering: not noted yet';
+COMMENT ON COLUMN sitepair.flow.slot_dropped IS 'null, or: the daemon dropped the slot as the pipeline file asks for ([wal] on_limit), when, and what it held back';

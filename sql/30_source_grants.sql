@@ -3,5 +3,6 @@
 GRANT USAGE ON SCHEMA sitepair TO :"login";
 GRANT SELECT ON sitepair.installed, sitepair.flow TO :"login";
 
--- After a promotion the daemon notes the new timeline; once it copies tables that were added, it says so.
-GRANT UPDATE (timeline, entering, entering_xmax) ON sitepair.flow TO :"login";
+-- After a promotion the daemon notes the new timeline; once it copies tables that were added, it says so; and so it does
+-- where the pipeline file lets it drop the slot.
+GRANT UPDATE (timeline, entering, entering_xmax, slot_dropped) ON sitepair.flow TO :"login";

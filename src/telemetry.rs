@@ -1,4 +1,6 @@
-//! Metric names, in one table: what is served on `/metrics`, and `docs/METRICS.md`.
+//! Metric names, in one table: what is served on `/metrics`, and `docs/METRICS.md`. What the log says is in [`notice`].
+
+pub mod notice;
 
 /// What a metric does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,11 @@ metrics! {
     LAG_BYTES = "sitepair_lag_bytes", Gauge, "flow", "WAL between the source's flush position and the checkpoint.";
     LAG_SECONDS = "sitepair_lag_seconds", Gauge, "flow", "Age of the oldest transaction that is in the topic and not applied.";
     RETAINED_BYTES = "sitepair_retained_bytes", Gauge, "flow", "WAL that the slot holds back at the source.";
+    WAL_BYTES_PER_SECOND = "sitepair_wal_bytes_per_second", Gauge, "flow", "WAL that the source writes in a second.";
+    WAL_LIMIT_BYTES = "sitepair_wal_limit_bytes", Gauge, "flow", "wal.limit of the pipeline file; absent where it has none.";
+    WAL_FREE_BYTES = "sitepair_wal_free_bytes", Gauge, "flow", "Free space for WAL on the source's disk; absent where this node can't read it.";
+    WAL_LEFT_BYTES = "sitepair_wal_left_bytes", Gauge, "flow", "WAL that may still be written before the first bound (wal.limit, max_slot_wal_keep_size, disk) is reached.";
+    WAL_LEFT_SECONDS = "sitepair_wal_left_seconds", Gauge, "flow", "When that will be if nobody reads the slot from now on.";
     SAFE_WAL_BYTES = "sitepair_safe_wal_bytes", Gauge, "flow", "WAL that may still be written before the server invalidates the slot; absent where there is no limit.";
     CHECKPOINT_LSN = "sitepair_checkpoint_lsn", Gauge, "flow", "End of the last transaction applied, as a number of bytes from the start of the log.";
     CONSISTENT_FROM_LSN = "sitepair_consistent_from_lsn", Gauge, "flow", "The target equals the source as of its checkpoint once that has reached this position.";

@@ -9,6 +9,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use sitepair::cli::args::Cli;
 use sitepair::model::{Class, Code};
+use sitepair::telemetry::notice::{Level, NOTICES};
 
 /// Compares a page with what the code generates, or writes it.
 fn check(path: &str, generated: &str) {
@@ -37,6 +38,17 @@ fn the_error_catalogue() {
             let cell = |text: &str| text.trim().replace('|', "\\|").replace('\n', " ");
             writeln!(page, "| `{}` | {} | {} |", code.name(), cell(code.cause()), cell(code.remedy())).expect("writes");
         }
+    }
+    page.push_str(
+        "\n## Lines of the log\n\nEach line at WARN or ERROR has a field `notice`; where it has a fault too, that is one of the above.\n\n\
+         | notice | level | what it says | what to do |\n|---|---|---|---|\n",
+    );
+    for notice in NOTICES {
+        let level = match notice.level {
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        writeln!(page, "| `{}` | {level} | {} | {} |", notice.name, notice.cause, notice.remedy).expect("writes");
     }
     check("docs/ERRORS.md", &page);
 }

@@ -11,6 +11,7 @@ use super::flows;
 use super::output::Output;
 use crate::config::Pipeline;
 use crate::model::Result;
+use crate::pipeline::forecast::Outlook;
 use crate::pipeline::status::{self, FlowStatus, TableStatus};
 
 /// Between two pictures of `--watch`.
@@ -52,7 +53,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &StatusArgs, output
 fn table(flows: &[FlowStatus]) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["flow", "state", "consistent from", "checkpoint", "lag", "behind", "retained WAL"]);
+    table.set_header(["flow", "state", "consistent from", "checkpoint", "lag", "behind", "retained WAL", "full"]);
     let mut notes = String::new();
     for flow in flows {
         let state = serde_json::to_value(flow.state).ok().and_then(|value| value.as_str().map(str::to_owned));
@@ -64,7 +65,11 @@ fn table(flows: &[FlowStatus]) -> String {
             flow.lag_bytes.map_or_else(unknown, |bytes| ByteSize(bytes).to_string()),
             flow.lag_seconds.map_or_else(unknown, |seconds| format!("{seconds:.1} s")),
             flow.retained_bytes.map_or_else(unknown, |bytes| ByteSize(bytes).to_string()),
+            full(flow),
         ]);
+        if let Some(wal) = &flow.wal {
+            notes.push_str(&format!("\n{}: {}", flow.flow, outlook(flow, wal)));
+        }
         for table in &flow.tables {
             notes.push_str(&format!("\n{}: {}", flow.flow, waiting(table)));
         }
@@ -95,6 +100,34 @@ fn consistent(flow: &FlowStatus) -> String {
         Some(seconds) if seconds > 0.0 => format!("{from} (in about {seconds:.0} s)"),
         Some(_) | None => from,
     }
+}
+
+/// The earliest time at which the source would be full of WAL if nobody read the slot from now on.
+fn full(flow: &FlowStatus) -> String {
+    let Some(full) = flow.wal.as_ref().and_then(|wal| wal.full.as_ref()) else { return unknown() };
+    match full.seconds {
+        Some(seconds) if seconds > 0.0 => {
+            let left = humantime::format_duration(Duration::from_secs(seconds as u64));
+            format!("in {left} ({})", full.bound.name())
+        }
+        Some(_) => format!("now ({})", full.bound.name()),
+        None => format!("{} left ({})", ByteSize(full.bytes_left.unsigned_abs()), full.bound.name()),
+    }
+}
+
+fn outlook(flow: &FlowStatus, wal: &Outlook) -> String {
+    let size = |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| ByteSize(bytes).to_string());
+    let limit = wal.limit_bytes.map_or("none".to_owned(), |limit| format!("{} ({})", ByteSize(limit), wal.on_limit));
+    let safe = flow.safe_wal_bytes.map_or("no bound".to_owned(), |bytes| match u64::try_from(bytes) {
+        Ok(bytes) => format!("{} to go", ByteSize(bytes)),
+        Err(_) => "passed".to_owned(),
+    });
+    format!(
+        "WAL {}, {}/s, limit {limit}, max_slot_wal_keep_size {safe}, free on the disk {}",
+        wal.wal_status.as_deref().unwrap_or("unknown"),
+        size(wal.bytes_per_second.map(|pace| pace as u64)),
+        size(wal.free_bytes),
+    )
 }
 
 fn waiting(table: &TableStatus) -> String {

@@ -259,7 +259,7 @@ pub const KEYS: &[Key] = &[
         "wal.on_limit",
         Choice(&["alert", "drop-slot"]),
         Default("alert"),
-        "What then: say so, or drop the slot to save the source's disk.",
+        "What then: say so, or drop the slot to save the source's disk, unless its reader is catching up; the flow is then copied again.",
     ),
     key(
         "schedule.mode",

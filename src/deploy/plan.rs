@@ -123,6 +123,8 @@ async fn survey_source(
 ) -> Result<()> {
     let mut found = Findings::at(source.name());
     server::check_source(source, plan.flow, &pipeline.wal, at.slot.is_some(), &mut found);
+    let named: Vec<String> = plan.selected.iter().map(|each| each.table.table.sql()).collect();
+    server::check_limit(source, &pipeline.wal, &named, at.slot.as_ref(), &mut found).await?;
     server::check_connection(source, true, &mut found).await;
     server::check_others(source, plan.flow, true, &mut found).await?;
     let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
@@ -132,6 +134,11 @@ async fn survey_source(
     let files = [script::SCHEMA, script::SOURCE];
     install(plan, source, End::Source, &files, script::SOURCE_GRANTS, &missing, &mut found).await?;
     plan.guard = guard(plan.flow, source, at);
+    if let (Some(fault), None) = (&mut plan.guard, &at.slot)
+        && let Some(how) = flow::dropped(&source.session, plan.flow).await.map_err(|fault| fault.at(source.name()))?
+    {
+        fault.what = format!("{}: {how}", fault.what);
+    }
     if let Some(fault) = &plan.guard {
         found.blocking(
             format!("slot {}", plan.flow.object()),

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use tokio_postgres::Client;
 
-use crate::config::{ConnInfo, Site, SslMode, Wal};
+use crate::config::{ConnInfo, OnLimit, Site, SslMode, Wal};
 use crate::model::names::{quote_ident, quote_literal};
 use crate::model::{FlowName, Result};
 use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
+use crate::postgres::size;
+use crate::postgres::slot::SlotState;
 use crate::postgres::sqlstate;
 
 use super::finding::Findings;
@@ -183,6 +186,7 @@ fn check_listen(site: &Site, found: &mut Findings<'_>) {
     }
 }
 
+/// Whether anything bounds the WAL that the slot holds back. What `on_limit` costs is said by [`check_limit`].
 fn check_wal(server: &Server, wal: &Wal, found: &mut Findings<'_>) {
     let keep_bytes = u64::try_from(server.keep_size_mb).ok().map(|mb| mb << 20);
     match (wal.limit_bytes, keep_bytes) {
@@ -216,6 +220,58 @@ fn check_wal(server: &Server, wal: &Wal, found: &mut Findings<'_>) {
             "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         );
     }
+}
+
+/// What `wal.on_limit` does and what that costs, and whether the slot is past the limit already.
+pub(super) async fn check_limit(
+    node: &Node<'_>,
+    wal: &Wal,
+    tables: &[String],
+    slot: Option<&SlotState>,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    let Some(limit) = wal.limit_bytes else { return Ok(()) };
+    let sizes = size::estimates(&node.session, tables).await.map_err(|fault| fault.at(node.name()))?;
+    let rows = match sizes.iter().map(|size| size.rows).sum::<Option<u64>>() {
+        Some(rows) => format!("about {rows} rows"),
+        None => "an unknown number of rows".to_owned(),
+    };
+    let bytes = ByteSize(sizes.iter().map(|size| size.bytes).sum());
+    let copy = format!("{} tables with {rows}, {bytes} on disk", sizes.len());
+    let limit_text = ByteSize(limit);
+    let what = match wal.on_limit {
+        OnLimit::Alert => format!(
+            "on_limit = \"alert\": past {limit_text} sitepair raises an alarm and does nothing; at worst the disk fills and the \
+             server stops. Nothing has to be copied again"
+        ),
+        OnLimit::DropSlot => format!(
+            "on_limit = \"drop-slot\": past {limit_text} the daemon that reads the slot, or the one of site {}, drops it unless \
+             the reader is catching up; the flow then stops (exit 4), and `resync` copies {copy}",
+            node.name()
+        ),
+    };
+    found.info("[wal]", what, "");
+    let Some(slot) = slot.filter(|slot| slot.retained_bytes >= limit && slot.invalidation.is_none()) else {
+        return Ok(());
+    };
+    let (subject, held) = (format!("slot {}", slot.name), ByteSize(slot.retained_bytes));
+    match wal.on_limit {
+        OnLimit::Alert => {
+            found.warning(
+                subject,
+                format!("holds back {held} of WAL, the limit is {limit_text}"),
+                "start `sitepair run`",
+            );
+        }
+        OnLimit::DropSlot => {
+            let what = format!(
+                "holds back {held} of WAL, the limit is {limit_text}: `sitepair run` drops it within seconds unless its reader \
+                 catches up; then {copy} are copied again"
+            );
+            found.warning(subject, what, "to catch up at any rate: raise [wal] limit before `sitepair run`");
+        }
+    }
+    Ok(())
 }
 
 /// Findings about a target that lacks so many of the flow's origins.

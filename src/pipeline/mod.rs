@@ -7,6 +7,7 @@ pub mod board;
 mod bounded;
 mod conductor;
 mod decide;
+pub mod forecast;
 mod goal;
 pub mod inspect;
 pub mod journal;
@@ -24,6 +25,7 @@ pub mod resync;
 mod retained;
 mod retention;
 pub mod seat;
+mod slot_guard;
 pub mod status;
 mod supervisor;
 pub mod verify;
@@ -91,9 +93,15 @@ pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
 /// Of the flows that stopped by a fault, the one with the highest exit code.
 pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
     let mut flows = JoinSet::new();
+    // Ends with the flows that run here, or with this function.
+    let mut guards = JoinSet::new();
     for flow in &options.flows {
         let Some(parts) = parts_at(&pipeline.topic.kind, flow, options.site.as_deref(), options.parts) else {
             tracing::info!(%flow, "no part of this flow runs at this site");
+            if options.site.as_ref().is_some_and(|site| *site == flow.from) && !options.once {
+                let (pipeline, flow) = (pipeline.clone(), flow.clone());
+                guards.spawn(async move { slot_guard::keep(&pipeline, &flow).await });
+            }
             continue;
         };
         let options = RunOptions { parts, ..options.clone() };

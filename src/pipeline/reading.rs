@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::board::{FlowBoard, Voice};
-use super::{Timing, retention, supervisor};
+use super::{Timing, retention, slot_guard, supervisor};
 use crate::config::{Pipeline, Site};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Lsn, Result};
 use crate::ports::{Goal, Stop, TopicWriter};
@@ -34,7 +34,10 @@ pub async fn keep(
 ) -> Result<()> {
     board.expect(Voice::Source);
     let attempt = || follow(pipeline, flow, goal, board, stop.clone());
-    let ended = supervisor::keep("reader", timing.takeover, stop.clone(), attempt).await;
+    let ended = tokio::select! {
+        ended = supervisor::keep("reader", timing.takeover, stop.clone(), attempt) => ended,
+        never = slot_guard::keep(pipeline, flow) => match never {},
+    };
     topic::await_closed(&pipeline.topic, flow).await;
     ended
 }
@@ -115,7 +118,10 @@ async fn vacant(source: &Session, deployed: &FlowIdentity) -> Result<()> {
 pub(super) async fn usable_slot(source: &Session, deployed: &FlowIdentity) -> Result<Lsn> {
     let name = &deployed.genesis.slot;
     let lost = |what: String| Fault::new(Code::SlotLost, format!("slot \"{name}\" {what}"));
-    let state = slot::state(source, name).await?.ok_or_else(|| lost("does not exist".to_owned()))?;
+    let Some(state) = slot::state(source, name).await? else {
+        let dropped = installed::dropped(source, &deployed.name).await?;
+        return Err(lost(dropped.map_or("does not exist".to_owned(), |how| format!("does not exist: {how}"))));
+    };
     let SlotState { invalidation, confirmed_flush_lsn, .. } = &state;
     if let Some(reason) = invalidation {
         return Err(lost(format!("was invalidated by the server ({reason})")));

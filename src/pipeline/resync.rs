@@ -20,6 +20,7 @@ use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::ports::TopicReader;
 use crate::postgres::session::{self, Session};
+use crate::postgres::size::{self, TableSize};
 use crate::postgres::{slot, sqlstate, table_state};
 use crate::topic::{self, Aside};
 
@@ -73,7 +74,7 @@ async fn transaction(target: &Session, change: impl Future<Output = Result<()>>)
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Cost {
     /// Each table with what the source estimates of it.
-    pub tables: Vec<TableCost>,
+    pub tables: Vec<TableSize>,
     /// Operations that are parked at the target and will be dropped: the copy brings the rows as they are now.
     pub parked: u64,
     /// Log that the slot holds back at the source, and lets go when it is made anew; null for some tables of a flow.
@@ -87,19 +88,6 @@ impl Cost {
     pub fn argument(&self) -> Argument {
         Argument { tables: self.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect() }
     }
-}
-
-/// What a table is estimated to be.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TableCost {
-    /// Its schema.
-    pub schema: String,
-    /// Its name.
-    pub name: String,
-    /// Rows; null when it was never analysed.
-    pub rows: Option<u64>,
-    /// Bytes on the source's disk, without indexes.
-    pub bytes: u64,
 }
 
 /// Asks both sites what a resync costs: of the tables named, or of the whole flow.
@@ -125,8 +113,10 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
     }
     let chosen = members.iter().filter(|table| whole || named.contains(&table.to_string()));
     let names: Vec<String> = chosen.map(TableName::sql).collect();
-    let mut cost =
-        Cost { tables: estimates(&source, &names).await.map_err(|fault| fault.at(&from.name))?, ..Cost::default() };
+    let mut cost = Cost {
+        tables: size::estimates(&source, &names).await.map_err(|fault| fault.at(&from.name))?,
+        ..Cost::default()
+    };
     cost.parked = parked(&target, flow, named).await.map_err(|fault| fault.at(&to.name))?;
     if whole {
         let state = slot::state(&source, &flow.object()).await.map_err(|fault| fault.at(&from.name))?;
@@ -138,27 +128,6 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
 
 async fn held(pipeline: &Pipeline, flow: &FlowName) -> Result<u64> {
     Ok(topic::open_nearest(&pipeline.topic, flow).await?.bounds().await?.bytes)
-}
-
-async fn estimates(source: &Session, tables: &[String]) -> Result<Vec<TableCost>> {
-    // Of a partitioned table, the sum over its leaves.
-    let sql = "select n.nspname, c.relname, \
-                      case when bool_or(l.reltuples >= 0) then sum(greatest(l.reltuples, 0)) end::int8, \
-                      sum(pg_table_size(l.oid))::int8 \
-               from unnest($1::text[]) as named (sql) join pg_class c on c.oid = named.sql::regclass \
-                    join pg_namespace n on n.oid = c.relnamespace, \
-                    lateral (select c.oid where c.relkind <> 'p' \
-                             union select relid from pg_partition_tree(c.oid) where isleaf) leaf (oid) \
-                    join pg_class l on l.oid = leaf.oid \
-               group by 1, 2 order by 4 desc, 1, 2";
-    let rows = source.query(sql, &[&tables]).await.map_err(|error| sqlstate::fault(&error))?;
-    let cost = |row: &tokio_postgres::Row| TableCost {
-        schema: row.get(0),
-        name: row.get(1),
-        rows: row.get::<_, Option<i64>>(2).map(i64::unsigned_abs),
-        bytes: row.get::<_, i64>(3).unsigned_abs(),
-    };
-    Ok(rows.iter().map(cost).collect())
 }
 
 async fn parked(target: &Session, flow: &FlowName, named: &[String]) -> Result<u64> {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{inspect, reported, site};
+use super::forecast::{self, Measured, Outlook};
+use super::{inspect, reported, site, slot_guard};
 use crate::applier::checkpoint::{self, Checkpoint};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
@@ -63,6 +64,8 @@ pub struct FlowStatus {
     pub retained_bytes: Option<u64>,
     /// Bytes that may still be written before the server invalidates the slot; null where there is no limit.
     pub safe_wal_bytes: Option<i64>,
+    /// What may become of the WAL that the slot holds back; null while the source does not say.
+    pub wal: Option<Outlook>,
     /// At the pace of the last minutes, when the checkpoint will have passed `consistent_from_lsn`; 0 when it has, null where
     /// nothing says.
     pub consistent_in_seconds: Option<f64>,
@@ -114,7 +117,10 @@ pub struct TableStatus {
 struct SourceView {
     deployed: bool,
     slot: Option<slot::SlotState>,
+    /// Who dropped the slot, where it is gone and that was noted.
+    dropped: Option<String>,
     flush: Lsn,
+    measured: Measured,
 }
 
 /// Reads the state of one flow; never fails: what can't be known is null and said in `note`.
@@ -146,6 +152,9 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
         (_, true) => State::TargetUnreachable,
         (false, false) => decide(source.as_ref(), applier_connected, behind.caught_up, &tables),
     };
+    if state == State::SlotLost {
+        notes.push(lost(source.as_ref()));
+    }
     FlowStatus {
         flow: flow.to_string(),
         state,
@@ -156,6 +165,7 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
         lag_seconds: behind.seconds,
         retained_bytes: slot.map(|slot| slot.retained_bytes),
         safe_wal_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
+        wal: source.as_ref().map(|source| forecast::outlook(slot, &pipeline.wal, source.measured, units::now_us())),
         consistent_in_seconds: checkpoint.as_ref().filter(|_| tables.is_empty()).and_then(
             |checkpoint| match checkpoint.horizon.bytes_since(checkpoint.end_lsn) {
                 0 => Some(0.0),
@@ -188,6 +198,18 @@ fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool, tables: &
     }
 }
 
+/// What became of the slot, and the way out.
+fn lost(source: Option<&SourceView>) -> String {
+    let how = match source.map(|source| (&source.slot, &source.dropped)) {
+        Some((Some(slot), _)) => {
+            format!("the server invalidated the slot ({})", slot.invalidation.as_deref().unwrap_or("unknown why"))
+        }
+        Some((None, Some(how))) => format!("the slot is gone: {how}"),
+        Some((None, None)) | None => "the slot is gone".to_owned(),
+    };
+    format!("{how}; {}", Code::SlotLost.remedy())
+}
+
 /// A server may take the connection and then say nothing, or hold a lock on what is asked for.
 async fn bounded<T>(site: &str, view: impl Future<Output = Result<T>>) -> Result<T> {
     let late = |_| Err(Fault::new(Code::Timeout, format!("site {site}: no answer within {} s", PATIENCE.as_secs())));
@@ -199,11 +221,11 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 async fn source_view(pipeline: &Pipeline, flow: &FlowName) -> Result<SourceView> {
     let source = session::connect(&site(pipeline, &flow.from)?.postgres, "sitepair status").await?;
-    Ok(SourceView {
-        deployed: installed::read(&source, flow).await?.is_some(),
-        slot: slot::state(&source, &flow.object()).await?,
-        flush: wal::flush_lsn(&source).await?,
-    })
+    let (deployed, slot) =
+        (installed::read(&source, flow).await?.is_some(), slot::state(&source, &flow.object()).await?);
+    let dropped = if deployed && slot.is_none() { installed::dropped(&source, flow).await? } else { None };
+    let (flush, measured) = (wal::flush_lsn(&source).await?, slot_guard::measure(&source).await?);
+    Ok(SourceView { deployed, slot, dropped, flush, measured })
 }
 
 /// What the target says.

@@ -99,7 +99,7 @@ pub async fn begin(client: &Client, identity: &FlowIdentity) -> Result<()> {
                ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = NULL, \
                   system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
                   database = excluded.database, database_oid = excluded.database_oid, \
-                  entering = '{}', entering_xmax = NULL, created_at = now()";
+                  entering = '{}', entering_xmax = NULL, slot_dropped = NULL, created_at = now()";
     let (name, genesis) = (&identity.name, &identity.genesis);
     client
         .execute(
@@ -227,4 +227,30 @@ pub async fn note_timeline(client: &Client, name: &FlowName, timeline: u32) -> R
     let sql = "UPDATE sitepair.flow SET timeline = $2 WHERE flow = $1";
     let noted = client.execute(sql, &[&name.to_string(), &i64::from(timeline)]).await;
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}
+
+/// Notes that the daemon is about to drop the flow's slot, and why.
+///
+/// # Errors
+/// What the server says.
+pub async fn note_dropped(client: &Client, name: &FlowName, detail: &serde_json::Value) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET slot_dropped = $2::text::jsonb WHERE flow = $1";
+    let noted = client.execute(sql, &[&name.to_string(), &detail.to_string()]).await;
+    noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
+}
+
+/// What became of a slot that is gone, as far as it was noted: one clause.
+///
+/// # Errors
+/// What the server says.
+pub async fn dropped(client: &Client, name: &FlowName) -> Result<Option<String>> {
+    // An earlier version has not installed the column.
+    let sql = "SELECT d ->> 'at', d ->> 'retained_bytes', d ->> 'limit_bytes' \
+               FROM sitepair.flow f, to_jsonb(f) j, LATERAL (SELECT j -> 'slot_dropped') AS x (d) \
+               WHERE flow = $1 AND jsonb_typeof(d) = 'object'";
+    let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(row.map(|row| {
+        let [at, retained, limit] = [0, 1, 2].map(|column| row.get::<_, Option<String>>(column).unwrap_or_default());
+        format!("sitepair dropped it at {at}, when it held back {retained} bytes of WAL ([wal] limit is {limit} bytes)")
+    }))
 }

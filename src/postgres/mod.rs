@@ -26,6 +26,7 @@ pub mod origin;
 pub mod publication;
 pub mod replication;
 pub mod session;
+pub mod size;
 pub mod slot;
 pub mod sqlstate;
 pub mod table_state;

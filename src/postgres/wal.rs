@@ -1,5 +1,7 @@
 //! Positions of a server's log.
 
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -68,6 +70,50 @@ fn page_start(insert: Lsn) -> Lsn {
     const LONG_HEADER: u64 = 40;
     let inside = insert.0 % PAGE;
     if inside <= LONG_HEADER { Lsn(insert.0 - inside) } else { insert }
+}
+
+/// Bytes of log that the server writes in a second: since its last checkpoint began or, where that was a moment ago, since
+/// its statistics were reset (PostgreSQL manual, sections 9.28.9 and 28.2.20); `None` at a standby.
+///
+/// # Errors
+/// What the server says.
+pub async fn bytes_per_second(client: &Client) -> Result<Option<f64>> {
+    statements::value(client, PACE, &[]).await
+}
+
+const PACE: &str = "
+    SELECT CASE WHEN pg_is_in_recovery() THEN NULL
+                WHEN c.age >= 10 THEN greatest(pg_current_wal_insert_lsn() - c.redo_lsn, 0)::float8 / c.age
+                WHEN s.age > 0 THEN s.wal_bytes::float8 / s.age END
+    FROM (SELECT redo_lsn, extract(epoch FROM clock_timestamp() - checkpoint_time)::float8 AS age
+            FROM pg_control_checkpoint()) c,
+         (SELECT wal_bytes, extract(epoch FROM clock_timestamp() - stats_reset)::float8 AS age FROM pg_stat_wal) s";
+
+/// Free space for the server's log, bytes, where it can be known: the server runs on this machine and this process may
+/// look into its data directory. `None` where not.
+///
+/// # Errors
+/// What the server says.
+pub async fn free_bytes(client: &Client) -> Result<Option<u64>> {
+    // Without the right to read it the setting is not listed.
+    let sql = "SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory'), system_identifier FROM pg_control_system()";
+    let Some(row) = statements::row(client, sql, &[]).await? else { return Ok(None) };
+    let Some(directory) = statements::field::<Option<String>>(&row, 0)? else { return Ok(None) };
+    let system_id: i64 = statements::field(&row, 1)?;
+    let looked = tokio::task::spawn_blocking(move || free_in(Path::new(&directory), system_id)).await;
+    Ok(looked.ok().flatten())
+}
+
+/// Another machine may have a directory of that name: it is the server's if `pg_control` begins with its system identifier
+/// (`ControlFileData`).
+fn free_in(directory: &Path, system_id: i64) -> Option<u64> {
+    let mut begin = [0; 8];
+    std::fs::File::open(directory.join("global/pg_control")).and_then(|mut file| file.read_exact(&mut begin)).ok()?;
+    if i64::from_ne_bytes(begin) != system_id {
+        return None;
+    }
+    let found = rustix::fs::statvfs(directory.join("pg_wal")).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Writes a logical message that is no part of a transaction and that every slot's stream carries; returns its position.

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::header::CONTENT_TYPE;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use super::answer::Refusal;
 use super::gate::{Caller, Gate};
@@ -26,6 +27,8 @@ use crate::topic::{self, peer::passed};
 
 /// Between two looks at the servers.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// A gauge that nobody has set for so long is not shown any more.
+const FORGET_AFTER: Duration = Duration::from_secs(120);
 /// The text format that Prometheus asks for (Prometheus documentation, "Exposition formats").
 const TEXT: &str = "text/plain; version=0.0.4";
 
@@ -59,7 +62,9 @@ impl Meter {
     /// # Errors
     /// `Usage` when this process has one already.
     pub fn install(health: Health) -> Result<Self> {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        // What is not measured any more must not stay at its last value.
+        let recorder =
+            PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(FORGET_AFTER)).build_recorder();
         let handle = recorder.handle();
         let installed = ::metrics::set_global_recorder(recorder);
         installed.map_err(|error| Fault::new(Code::Usage, format!("metrics: {error}")))?;
@@ -151,6 +156,12 @@ fn show_status(flow: &str, status: &FlowStatus) {
     show!(names::LAG_SECONDS, flow, status.lag_seconds);
     show!(names::RETAINED_BYTES, flow, status.retained_bytes);
     show!(names::SAFE_WAL_BYTES, flow, status.safe_wal_bytes);
+    let full = status.wal.as_ref().and_then(|wal| wal.full.as_ref());
+    show!(names::WAL_BYTES_PER_SECOND, flow, status.wal.as_ref().and_then(|wal| wal.bytes_per_second));
+    show!(names::WAL_LIMIT_BYTES, flow, status.wal.as_ref().and_then(|wal| wal.limit_bytes));
+    show!(names::WAL_FREE_BYTES, flow, status.wal.as_ref().and_then(|wal| wal.free_bytes));
+    show!(names::WAL_LEFT_BYTES, flow, full.map(|full| full.bytes_left));
+    show!(names::WAL_LEFT_SECONDS, flow, full.and_then(|full| full.seconds));
     show!(names::CHECKPOINT_LSN, flow, status.checkpoint_lsn.map(|lsn| lsn.0));
     show!(names::CONSISTENT_FROM_LSN, flow, status.consistent_from_lsn.map(|lsn| lsn.0));
     show!(names::CHECKPOINT_OFFSET, flow, status.checkpoint_offset);

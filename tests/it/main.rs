@@ -30,3 +30,4 @@ mod story;
 mod support;
 mod tls;
 mod topic;
+mod wal;
