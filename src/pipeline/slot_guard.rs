@@ -32,7 +32,7 @@ const DROP_POLL: Duration = Duration::from_millis(20);
 
 /// Watches the slot of a flow for as long as it is polled.
 pub(super) async fn keep(pipeline: &Pipeline, flow: &FlowName) -> Infallible {
-    let mut guard = Guard { pipeline, flow, before: None, said: None, unnoted: None };
+    let mut guard = Guard { pipeline, flow, before: None, said: None, unnoted: None, untold: Vec::new() };
     loop {
         let looked = tokio::time::timeout(PATIENCE, guard.look()).await;
         let late = || Fault::new(Code::Timeout, format!("site {}: no answer", flow.from));
@@ -53,8 +53,10 @@ struct Guard<'a> {
     before: Option<Look>,
     /// The alarm that was raised last, and when.
     said: Option<(Alarm, Instant)>,
-    /// A slot was dropped, and the journal at the target does not have it yet.
+    /// A slot was dropped, and a journal does not have it yet.
     unnoted: Option<Value>,
+    /// Flows at whose targets that is so.
+    untold: Vec<FlowName>,
 }
 
 impl Guard<'_> {
@@ -120,15 +122,20 @@ impl Guard<'_> {
             tracing::warn!(notice = notice::SLOT_DROP_UNNOTED, %flow, %site, %fault, "sitepair.flow does not say who dropped the slot");
         }
         drop_at_once(source, &slot.name).await?;
+        let log = flow.log();
+        self.untold = self.pipeline.flows.iter().filter(|other| other.log() == log).cloned().collect();
         self.unnoted = Some(detail);
         Ok(())
     }
 
-    /// Tells the target's journal of a slot that was dropped.
+    /// Tells the journals of a slot that was dropped: at the targets of all flows that are read from it.
     async fn note(&mut self) -> Result<()> {
         let Some(detail) = &self.unnoted else { return Ok(()) };
-        let target = session::connect(&site(self.pipeline, &self.flow.to)?.postgres, "sitepair slot guard").await?;
-        table_state::event(&target, self.flow, "slot-dropped", None, detail, Some("[wal] on_limit")).await?;
+        while let Some(flow) = self.untold.first() {
+            let target = session::connect(&site(self.pipeline, &flow.to)?.postgres, "sitepair slot guard").await?;
+            table_state::event(&target, flow, "slot-dropped", None, detail, Some("[wal] on_limit")).await?;
+            self.untold.remove(0);
+        }
         self.unnoted = None;
         Ok(())
     }
