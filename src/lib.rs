@@ -13,7 +13,7 @@
 //! |---|---|
 //! | F0 | [`model`] |
 //! | F1 | [`ports`], [`failpoint`], [`wire`], [`config`], [`telemetry`] |
-//! | F2 | [`rules`], [`horizon`], [`postgres`], [`topic`] |
+//! | F2 | [`rules`], [`horizon`], [`postgres`], [`topic`], [`parcel`] |
 //! | F3 | [`reader`], [`applier`], [`snapshot`] |
 //! | F4 | [`deploy`], [`pipeline`] |
 //! | F5 | [`web`] |
@@ -28,6 +28,7 @@ pub mod telemetry;
 pub mod wire;
 
 pub mod horizon;
+pub mod parcel;
 pub mod postgres;
 pub mod rules;
 pub mod topic;

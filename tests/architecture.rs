@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(u8, &[&str])] = &[
     (0, &["model"]),
     (1, &["ports", "wire", "config", "telemetry", "failpoint"]),
-    (2, &["rules", "horizon", "postgres", "topic"]),
+    (2, &["rules", "horizon", "postgres", "topic", "parcel"]),
     (3, &["reader", "applier", "snapshot"]),
     (4, &["deploy", "pipeline"]),
     (5, &["web"]),

@@ -91,6 +91,57 @@ pub enum Verb {
     /// What is in the topic.
     #[command(subcommand)]
     Topic(TopicVerb),
+    /// Takes a range of changes into a file, for a disk that is carried to the other site.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Brings in such a file: what is new in it is applied, and the network flow goes on behind it.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+}
+
+const EXPORT_EXAMPLES: &str = "\
+WHERE is an OFFSET (decimal), an LSN (X/Y), a TIME (RFC 3339 of the source's commit), earliest or latest. A TIME means the first
+transaction in log order that committed at or after it. The range ends before --to.
+
+Run it at the source's site: with `kind = \"peer\"` or \"kafka\" it reads the topic, with \"embedded\" (whose topic is at the other
+site) the slot, confirming nothing; then the range is all that the target has not confirmed, and --from and --to are left out.
+Overlap does no harm, a gap is refused by `import`. The file is signed by the key in `[export] key_file`.
+
+Examples:
+  sitepair --site helsinki export /mnt/disk/helsinki.parcel
+  sitepair --site helsinki export --from 2026-11-21T09:30:00Z /mnt/disk/helsinki.parcel
+  sitepair export --from 0/16B3748 --to 2026-11-21T12:00:00Z range.parcel";
+
+/// Options of `export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// The first transaction. Default: the first that the target is not known to have.
+    #[arg(long, value_name = "WHERE")]
+    pub from: Option<String>,
+    /// The first transaction that is left out. Default: latest.
+    #[arg(long, value_name = "WHERE")]
+    pub to: Option<String>,
+    /// The file to write; it must not exist.
+    pub file: PathBuf,
+}
+
+const IMPORT_EXAMPLES: &str = "\
+Run it at the target's node, whether a daemon runs there or not. The whole file is checked before anything is changed; refused are
+files that are damaged, cut off, forged, signed by another key, of another pipeline, flow or source, and those that begin behind
+what is here. Importing a file twice, or what came by the network too, does no harm.
+
+Examples:
+  sitepair --site oulu import --dry-run /mnt/disk/helsinki.parcel      what is in it, and what it would do
+  sitepair --site oulu import /mnt/disk/helsinki.parcel";
+
+/// Options of `import`.
+#[derive(Debug, Clone, Args)]
+pub struct ImportArgs {
+    /// The file.
+    pub file: PathBuf,
+    /// Check the file, say what is in it and what it would do, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Options of `demo`.

@@ -3,6 +3,8 @@
 pub mod args;
 pub mod demo;
 mod deploy;
+mod export;
+mod import;
 mod journal;
 mod offset;
 mod operator;
@@ -83,6 +85,8 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Verb::Resync(args) => resync::run(&pipeline, &cli.common, args, output).await,
         Verb::Parked(verb) => parked::run(&pipeline, &cli.common, verb, output).await,
         Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
+        Verb::Export(args) => export::run(&pipeline, &cli.common, args, output).await,
+        Verb::Import(args) => import::run(&pipeline, &cli.common, args, output).await,
     }
 }
 

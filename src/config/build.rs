@@ -31,6 +31,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let apply = apply(source);
     let journal = journal(source);
     let wal = wal(source);
+    let export_key_file = source.path("export.key_file");
     let tuning = tuning(source);
     later(source);
     Some(Pipeline {
@@ -43,6 +44,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
         apply: apply?,
         journal: journal?,
         wal: wal?,
+        export_key_file,
         tuning: tuning?,
     })
 }
@@ -344,5 +346,4 @@ fn later(source: &mut Source) {
             source.problem(&key, format!("a schedule is {NOT_YET}"), "remove [schedule]: changes flow at once");
         }
     }
-    source.path("export.key_file");
 }

@@ -44,6 +44,15 @@ pub fn read_secret(path: &Path) -> crate::model::Result<Secret> {
     secret::read_password(path).map_err(|(what, remedy)| Fault::new(Code::BadSecret, what).remedy(remedy))
 }
 
+/// The key in a file that the pipeline names, as [`read_secret`] reads a secret.
+///
+/// # Errors
+/// `BadSecret`.
+pub fn read_key(path: &Path) -> crate::model::Result<Secret> {
+    use crate::model::{Code, Fault};
+    secret::read_line(path, "key").map_err(|(what, remedy)| Fault::new(Code::BadSecret, what).remedy(remedy))
+}
+
 /// Something wrong with a pipeline file, or with what is laid over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileProblem {

@@ -270,7 +270,13 @@ pub const KEYS: &[Key] = &[
     key("schedule.opens", Text, Means("always open"), "Refused in this version."),
     key("schedule.for", Duration, Means("always open"), "Refused in this version."),
     key("schedule.timezone", Text, Means("UTC"), "Refused in this version."),
-    key("export.key_file", File, Means("no export"), "Signs exported ranges. Checked, without effect in this version."),
+    key(
+        "export.key_file",
+        File,
+        Means("no `export`, no `import`"),
+        "Holds the key that signs exported ranges, one line of 32 characters or more, the same at both sites. Mode as a password \
+         file's; read by `export` and `import` only.",
+    ),
     key(
         "tuning.takeover_timeout",
         Duration,

@@ -66,29 +66,37 @@ pub(super) fn take_password_reference(text: &str) -> Option<(String, String)> {
 /// The file can't be read, others may read it, or it does not hold one line. The rule is libpq's for files that hold
 /// secrets: only the owner may read, but root's file may be group-readable (PostgreSQL manual, section 34.19.2).
 pub(super) fn read_password(path: &Path) -> Result<Secret, Refusal> {
+    read_line(path, "password")
+}
+
+/// Likewise, whatever the secret is called in messages.
+///
+/// # Errors
+/// As [`read_password`].
+pub(super) fn read_line(path: &Path, noun: &str) -> Result<Secret, Refusal> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
-        (format!("the password file {shown} can't be read: {error}"), "create it, readable for this user".to_owned())
+        (format!("the {noun} file {shown} can't be read: {error}"), "create it, readable for this user".to_owned())
     };
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err((format!("the password file {shown} is no file"), "name a file".to_owned()));
+        return Err((format!("the {noun} file {shown} is no file"), "name a file".to_owned()));
     }
     let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & forbidden != 0 {
-        let what = format!("the password file {shown} has mode {:04o}, others may read it", metadata.mode() & 0o7777);
+        let what = format!("the {noun} file {shown} has mode {:04o}, others may read it", metadata.mode() & 0o7777);
         return Err((what, format!("chmod 0600 {shown}")));
     }
     if metadata.len() > MAX_PASSWORD_FILE_BYTES {
-        let what = format!("the password file {shown} has {} bytes", metadata.len());
-        return Err((what, "put the password alone into it, on one line".to_owned()));
+        let what = format!("the {noun} file {shown} has {} bytes", metadata.len());
+        return Err((what, format!("put the {noun} alone into it, on one line")));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
     let password = text.strip_suffix('\n').unwrap_or(&text);
     let password = password.strip_suffix('\r').unwrap_or(password);
     if password.is_empty() || password.contains(['\n', '\r', '\0']) {
-        let what = format!("the password file {shown} does not hold exactly one line");
-        return Err((what, "put the password alone into it, on one line".to_owned()));
+        let what = format!("the {noun} file {shown} does not hold exactly one line");
+        return Err((what, format!("put the {noun} alone into it, on one line")));
     }
     Ok(Secret::new(password))
 }

@@ -156,6 +156,12 @@ codes! {
     TopicGap = "topic-gap", Guard, "changes are missing from the topic: run `sitepair resync --reason \"topic gap\"`";
     /// A record or the topic's file is damaged.
     TopicDamaged = "topic-damaged", Guard, "restore the topic's disk if you can; else run `sitepair resync --reason \"topic damaged\"`";
+    /// An exported file is cut off or damaged.
+    ParcelDamaged = "parcel-damaged", Guard, "nothing was changed: copy the file again, or export the range again";
+    /// An exported file was not written by the owner of the key.
+    ParcelForged = "parcel-forged", Guard, "nothing was changed: find out who had the file in hands, and export the range again";
+    /// An exported file is of another pipeline, flow, source or key.
+    ParcelForeign = "parcel-foreign", Guard, "nothing was changed: import it where it belongs, by the pipeline file that exported it";
     /// The replication stream held something that the protocol does not allow.
     BadStream = "bad-stream", Guard, "report it with the server's version; nothing past it was confirmed";
     /// The server's walsender fails at one position again and again (P7).

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::request::{self, Asked, Request, Verb};
 use super::seat::{Quiet, Seat};
-use super::{offset, parked, resync, site};
+use super::{offline, offset, parked, resync, site};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::postgres::session;
@@ -51,5 +51,6 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
         Verb::OffsetReset | Verb::Replay => offset::perform(quiet, request).await,
         Verb::Parked => parked::perform(quiet, request).await,
         Verb::Resync => resync::tables(quiet, request).await,
+        Verb::Import => offline::perform(quiet, request).await,
     }
 }

@@ -12,6 +12,7 @@ mod goal;
 pub mod inspect;
 pub mod journal;
 mod membership;
+pub mod offline;
 pub mod offset;
 pub mod parked;
 mod peek;

@@ -106,7 +106,7 @@ pub(super) async fn deployed(source: &Session, flow: &FlowName) -> Result<FlowId
 }
 
 /// Nobody reads the slot. Looked at before the topic is opened, which fences the writer of another reader.
-async fn vacant(source: &Session, deployed: &FlowIdentity) -> Result<()> {
+pub(super) async fn vacant(source: &Session, deployed: &FlowIdentity) -> Result<()> {
     let name = &deployed.genesis.slot;
     match slot::state(source, name).await? {
         Some(slot) if slot.active => Err(Fault::new(Code::SecondReader, format!("slot {name} is in use"))),

@@ -33,10 +33,12 @@ pub enum Verb {
     Resync,
     /// Try parked operations again, drop or change them.
     Parked,
+    /// Apply an exported range.
+    Import,
 }
 
 impl Verb {
-    const ALL: [Verb; 4] = [Verb::OffsetReset, Verb::Replay, Verb::Resync, Verb::Parked];
+    const ALL: [Verb; 5] = [Verb::OffsetReset, Verb::Replay, Verb::Resync, Verb::Parked, Verb::Import];
 
     /// The word in `sitepair.request` and in the journal.
     pub fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl Verb {
             Verb::Replay => "replay",
             Verb::Resync => "resync",
             Verb::Parked => "parked",
+            Verb::Import => "import",
         }
     }
 

@@ -57,19 +57,12 @@ impl Seat {
         &self.session
     }
 
-    /// Takes the main track's origin, which an applier that has just ended may still hold for a moment.
+    /// Takes the main track's origin, as [`hold_origin`] does.
     ///
     /// # Errors
     /// `SecondApplier` when it is not let go; what the server says.
     pub async fn hold_origin(&self) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            match origin::session_setup(&self.session, &self.flow.origin(Track::Main)).await {
-                Err(fault) if fault.code == Code::SecondApplier && since.elapsed() < RELEASE_WITHIN => {}
-                result => return result,
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
+        hold_origin(&self.session, &self.flow).await
     }
 
     /// Lets the origin go, for the main applier to take.
@@ -83,5 +76,20 @@ impl Seat {
     /// For an act between two groups; the origin is held.
     pub fn quiet<'a>(&'a self, pipeline: &'a Pipeline, stop: Stop) -> Quiet<'a> {
         Quiet { pipeline, flow: &self.flow, target: &self.session, stop }
+    }
+}
+
+/// Takes the main track's origin, which an applier that has just ended may still hold for a moment.
+///
+/// # Errors
+/// `SecondApplier` when it is not let go; what the server says.
+pub async fn hold_origin(session: &Session, flow: &FlowName) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        match origin::session_setup(session, &flow.origin(Track::Main)).await {
+            Err(fault) if fault.code == Code::SecondApplier && since.elapsed() < RELEASE_WITHIN => {}
+            result => return result,
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

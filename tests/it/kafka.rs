@@ -1,7 +1,7 @@
 //! The topic in Kafka: what it promises beside what every topic does, on real brokers.
 
 pub mod broker;
-mod flow;
+pub mod flow;
 mod kill;
 mod spool;
 

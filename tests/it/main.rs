@@ -15,6 +15,7 @@ mod kafka;
 mod kill;
 mod large;
 mod mixed;
+mod offline;
 mod offset;
 mod pair;
 mod parked;

@@ -1,8 +1,8 @@
 //! The topic at a peer: what is served, to whom, and that nothing is lost or doubled on the way.
 
-mod proxy;
+pub mod proxy;
 mod reach;
-mod sites;
+pub mod sites;
 mod suite;
 mod wire;
-mod world;
+pub mod world;

@@ -21,6 +21,8 @@ pub enum Mischief {
     Flip { within: u64 },
     /// Nothing passes any more, and nothing is closed.
     Freeze,
+    /// Each connection is closed, open ones and new ones.
+    Sever,
 }
 
 /// A running proxy; ends with the runtime, or when dropped.
@@ -37,7 +39,12 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one before `to`; positions of cuts and flips follow from `seed`.
     pub async fn start(to: SocketAddr, seed: u64) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        Self::at("127.0.0.1:0", to, seed).await
+    }
+
+    /// Likewise, at an address of its own.
+    pub async fn at(address: &str, to: SocketAddr, seed: u64) -> Proxy {
+        let listener = TcpListener::bind(address).await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let (passed, harmed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (mischief, watched) = watch::channel(Mischief::None);
@@ -95,7 +102,7 @@ async fn connection(
             passed.fetch_add(count as u64, Ordering::Relaxed);
             let now = *mischief.borrow();
             let place = match now {
-                Mischief::None | Mischief::Freeze => None,
+                Mischief::None | Mischief::Freeze | Mischief::Sever => None,
                 Mischief::Cut { within } | Mischief::Flip { within } => (draw % within).checked_sub(sent),
             };
             let place = place.filter(|place| *place < count as u64).map(|place| place as usize);
@@ -117,7 +124,8 @@ async fn connection(
             }
         }
     };
-    tokio::select! { () = up => {}, () = down => {} }
+    let severed = async { mischief.clone().wait_for(|mischief| *mischief == Mischief::Sever).await.is_ok() };
+    tokio::select! { () = up => {}, () = down => {}, _ = severed => {} }
 }
 
 /// Returns once it is not frozen.
