@@ -1,11 +1,11 @@
--- A source: who its flows are (one row for each).
+-- A source: who its flows are (one row for each). Flows that share a topic have one slot and one identity.
 --
 -- A row without start_lsn is a deploy that did not finish: its slot, if there is one, was read by nobody, and the next
 -- deploy makes it anew.
 
 CREATE TABLE IF NOT EXISTS sitepair.flow (
     flow          text PRIMARY KEY,
-    flow_id       uuid NOT NULL UNIQUE,
+    flow_id       uuid NOT NULL,
     pipeline      text NOT NULL,
     lane          text,
     from_site     text NOT NULL,
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS sitepair.flow (
 );
 
 ALTER TABLE sitepair.flow ADD COLUMN IF NOT EXISTS slot_dropped jsonb;
+ALTER TABLE sitepair.flow DROP CONSTRAINT IF EXISTS flow_flow_id_key;
 
 COMMENT ON TABLE sitepair.flow IS 'identity of each flow that starts here';
 COMMENT ON COLUMN sitepair.flow.flow_id IS 'made at deploy; every record and checkpoint of the flow carries it';

@@ -97,13 +97,7 @@ fn parse(row: &Row, track: Track) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// `CheckpointMoved` when another applier was faster.
-pub(super) async fn adopt(
-    client: &Client,
-    flow: &FlowName,
-    flow_id: uuid::Uuid,
-    at: Lsn,
-    genesis: &Genesis,
-) -> Result<()> {
+pub async fn adopt(client: &Client, flow: &FlowName, flow_id: uuid::Uuid, at: Lsn, genesis: &Genesis) -> Result<()> {
     const ADOPT: &str =
         "SELECT sitepair.adopt($1, $2::text::uuid, $3::text::pg_lsn, $4, $5, $6, $7::text::numeric, $8, $9, $10, $11)";
     let adopted = client

@@ -28,40 +28,73 @@ struct Answer {
     topic_set_aside: Option<String>,
 }
 
-/// Copies tables again, or makes the whole flow anew.
+/// How much begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// Tables of a flow that goes on.
+    Tables,
+    /// One target of a topic that others share, and that goes on.
+    Target,
+    /// Slot, topic and every target.
+    Log,
+}
+
+/// Copies tables again, or makes the whole flow anew: with a topic that flows share, all of them, or by --flow one target.
 ///
 /// # Errors
 /// `Usage` for an unknown table, without --reason where it is needed, or when nobody is there to say yes; a guard while a
 /// daemon runs (whole flow only); what the sites say.
 pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output: Output) -> Result<u8> {
     let chosen = flows(pipeline, common)?;
-    let [flow] = chosen.as_slice() else {
-        return Err(Fault::new(Code::Usage, "resync acts on one flow").remedy("name it by --flow"));
+    let shared = chosen.iter().all(|flow| flow.shared);
+    let extent = match (args.table.is_empty(), common.flow.is_some()) {
+        (false, _) => Extent::Tables,
+        (true, true) if shared => Extent::Target,
+        (true, _) => Extent::Log,
     };
-    let whole = args.table.is_empty();
+    if chosen.len() > 1 && !(shared && extent == Extent::Log) {
+        return Err(Fault::new(Code::Usage, "resync acts on one flow").remedy("name it by --flow"));
+    }
+    let whole = extent != Extent::Tables;
     if whole && args.reason.is_none() {
         return Err(Fault::new(Code::Usage, "a resync of the whole flow needs --reason")
             .remedy("say why, as --reason \"slot lost in the failover of May\", or name tables by --table"));
     }
-    if whole {
-        holds_topic(pipeline, common, flow)?;
+    let mut asked = Vec::new();
+    for flow in chosen {
+        if extent == Extent::Log {
+            holds_topic(pipeline, common, flow)?;
+        }
+        let standstill =
+            if whole { Some(Standstill::reach(pipeline, flow, extent == Extent::Log).await?) } else { None };
+        let cost = resync::cost(pipeline, flow, &args.table).await?;
+        eprint!("{}", describe(flow, (extent == Extent::Log).then_some(&pipeline.topic.kind), &cost));
+        asked.push((flow, standstill, cost));
     }
-    let standstill = if whole { Some(Standstill::reach(pipeline, flow).await?) } else { None };
-    let cost = resync::cost(pipeline, flow, &args.table).await?;
-    eprint!("{}", describe(flow, whole.then_some(&pipeline.topic.kind), &cost));
     if !args.yes && !ask("Go on? [y/N] ")? {
         return Err(Fault::new(Code::Usage, "resync copies tables again").remedy("say --yes if that is meant"));
     }
-    let aside = match standstill {
-        Some(standstill) => anew(pipeline, flow, args, &standstill, &cost).await?,
-        None => {
-            let argument = json!(cost.argument());
-            let request = Request { verb: Verb::Resync, argument, reason: args.reason.clone(), by: operator::name() };
-            between::ask(pipeline, flow, &request).await?;
-            Aside::Nothing
+    let aside = if extent == Extent::Log { anew(pipeline, &asked, args).await? } else { Aside::Nothing };
+    for (flow, standstill, cost) in asked {
+        match standstill {
+            Some(standstill) => {
+                let reason = args.reason.as_deref().unwrap_or_default();
+                standstill.forget(flow, &cost, &aside, &operator::name(), reason).await?;
+            }
+            None => {
+                let argument = json!(cost.argument());
+                let request =
+                    Request { verb: Verb::Resync, argument, reason: args.reason.clone(), by: operator::name() };
+                between::ask(pipeline, flow, &request).await?;
+            }
         }
-    };
-    match &aside {
+        tell(flow, whole, cost, &aside, output)?;
+    }
+    Ok(0)
+}
+
+fn tell(flow: &FlowName, whole: bool, cost: Cost, aside: &Aside, output: Output) -> Result<()> {
+    match aside {
         Aside::Nothing => {}
         Aside::Moved(place) => {
             output.line(&format!("{flow}: the old topic is now {place}; delete it when nobody needs it"));
@@ -71,8 +104,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output
     let next = if whole { "start `sitepair run`, which copies them" } else { "`sitepair run` copies them" };
     output.line(&format!("{flow}: {} tables are to be copied again; {next}", cost.tables.len()));
     let topic_set_aside = aside.place().map(str::to_owned);
-    output.object(&Answer { flow: flow.to_string(), whole, cost, topic_set_aside })?;
-    Ok(0)
+    output.object(&Answer { flow: flow.to_string(), whole, cost, topic_set_aside })
 }
 
 /// A topic that peers pull lies at the reader's node, and only there it can make way for a new one.
@@ -89,16 +121,18 @@ fn holds_topic(pipeline: &Pipeline, common: &Common, flow: &FlowName) -> Result<
     Ok(())
 }
 
+/// Makes the slot and the topic of the flows anew, which they share if there are several.
 async fn anew(
     pipeline: &Pipeline,
-    flow: &FlowName,
+    asked: &[(&FlowName, Option<Standstill>, Cost)],
     args: &ResyncArgs,
-    standstill: &Standstill,
-    cost: &Cost,
 ) -> Result<Aside> {
-    let reason = args.reason.as_deref().unwrap_or_default();
-    deploy::start_anew(pipeline, flow, args.timeout).await?;
-    standstill.forget(pipeline, flow, cost, &operator::name(), reason).await
+    let flows: Vec<&FlowName> = asked.iter().map(|(flow, ..)| *flow).collect();
+    deploy::start_anew(pipeline, &flows, args.timeout).await?;
+    match flows.first() {
+        Some(flow) => resync::set_aside(pipeline, flow).await,
+        None => Ok(Aside::Nothing),
+    }
 }
 
 /// What it would cost; `whole` is where the topic is, if it goes too.

@@ -12,8 +12,8 @@ use super::pipeline::{
 use super::secret;
 use super::served::{self, served};
 use super::source::Source;
-use crate::model::FlowName;
 use crate::model::names::{MAX_NAME_BYTES, is_part_name};
+use crate::model::{FlowName, Track};
 
 const NOT_YET: &str = "not supported yet in this version";
 
@@ -161,6 +161,11 @@ fn connection(source: &mut Source, path: &str, password_file: &str) -> Option<Co
 }
 
 fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, Option<Site>>) -> Option<Vec<FlowName>> {
+    let shared = source.flag("topic.shared").unwrap_or(false);
+    if shared && !lies_apart(source) {
+        let what = "a topic that flows share lies at their source, or in Kafka";
+        source.problem("topic.shared", what, "write kind = \"peer\" or \"kafka\", or remove `shared`");
+    }
     let written = source.texts("flows")?;
     if written == ["mesh"] {
         source.problem("flows", format!("a mesh is {NOT_YET}"), "write one flow: [\"from -> to\"]");
@@ -181,18 +186,18 @@ fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, O
             source.problem("flows", format!("flow \"{text}\" ends where it starts"), "name two sites");
         }
         let pipeline = pipeline.unwrap_or_default().to_owned();
-        let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned(), shared: false };
-        if let Some(other) = flows.iter().find(|other| other.object() == flow.object()) {
+        let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned(), shared };
+        if let Some(other) = flows.iter().find(|other| other.to_string() == flow.to_string()) {
             let what = format!(
                 "flows {} -> {} and {from} -> {to} would share the name {}",
                 other.from,
                 other.to,
-                flow.object()
+                flow.origin(Track::Main)
             );
             source.problem("flows", what, "rename a site");
         }
-        if flow.object().len() > MAX_NAME_BYTES {
-            let what = format!("the name {} has more than {MAX_NAME_BYTES} bytes", flow.object());
+        if flow.origin(Track::Main).len() > MAX_NAME_BYTES {
+            let what = format!("the name {} has more than {MAX_NAME_BYTES} bytes", flow.origin(Track::Main));
             source.problem("flows", what, "shorten the names of the sites or of the pipeline");
         }
         flows.push(flow);

@@ -192,6 +192,12 @@ pub const KEYS: &[Key] = &[
         "Directory of the topic's files; one `<flow>.db` in it. At the source's node with `kind = \"peer\"`, none with `\"kafka\"`.",
     ),
     key(
+        "topic.shared",
+        Flag,
+        Default("false"),
+        "`kind = \"peer\"` or `\"kafka\"`: all flows have one slot, one reader and one topic, `sitepair_PIPELINE_FROM`.",
+    ),
+    key(
         "topic.retention.hours",
         Integer(1, 87_600),
         Default("72"),
@@ -394,7 +400,8 @@ One TOML file for each pair of sites, the same at both. It is generated into thi
 - Paths that are not absolute start at the pipeline file's directory.
 - Unknown keys, wrong values and missing files are reported together, each with its place and remedy, exit code 2, before
   anything is touched.
-- A flow from site `a` to site `b` of pipeline `p` names its slot, publication and origin `sitepair_p_a_b`.
+- A flow from site `a` to site `b` of pipeline `p` names its slot, publication and origin `sitepair_p_a_b`; with
+  `topic.shared` slot and publication are `sitepair_p_a`.
 ";
 
 #[cfg(test)]

@@ -303,23 +303,29 @@ fn a_file_that_is_not_there_is_one_line() {
 #[test]
 fn the_example_of_the_signature_service_is_valid() {
     for example in ["mssp", "geoqueue"] {
-        check_example(&format!("{}/pipelines/{example}.toml", env!("CARGO_MANIFEST_DIR")));
+        check_example(&format!("{}/pipelines/{example}.toml", env!("CARGO_MANIFEST_DIR")), &["helsinki", "oulu"]);
     }
 }
 
-fn check_example(example: &str) {
+#[test]
+fn the_example_of_a_hub_is_valid() {
+    let sites = ["hub", "north", "south", "west"];
+    check_example(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/hub.toml"), &sites);
+}
+
+fn check_example(example: &str, sites: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "pw\n").unwrap();
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
     let secret = secret.display().to_string();
-    let files = ["helsinki", "oulu"].into_iter().flat_map(|site| {
+    let files = sites.iter().flat_map(|site| {
         ["password_file", "admin_password_file"].map(|key| (format!("site.{site}.{key}"), secret.clone()))
     });
     let overrides = Overrides { set: files.collect(), environment: Some(BTreeMap::new()), without_admin: false };
     let pipeline = load(Path::new(example), &overrides).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    assert_eq!(pipeline.sites["helsinki"].admin.user, "postgres");
-    assert_eq!(pipeline.sites["oulu"].postgres.password.as_ref().unwrap().reveal(), "pw");
+    assert_eq!(pipeline.sites[sites[0]].admin.user, "postgres");
+    assert_eq!(pipeline.sites[sites[1]].postgres.password.as_ref().unwrap().reveal(), "pw");
     assert_eq!(pipeline.wal.limit_bytes, Some(50 << 30));
 }
 
@@ -364,4 +370,22 @@ fn the_examples_with_kafka_are_valid() {
     assert_eq!(kafka.properties["sasl.password"].reveal(), "pw");
     assert!(!format!("{:?}", kafka.properties).contains("pw"));
     assert_eq!(read("docker/lab.toml").brokers, ["kafka:9092"]);
+}
+
+#[test]
+fn flows_share_a_topic_only_where_it_lies_apart() {
+    let text = |kind: &str| {
+        format!(
+            "pipeline = \"p\"\nflows = [\"hub -> b\", \"hub -> c\"]\n\
+             [site.hub]\npostgres = \"host=a user=u dbname=d\"\nlisten = \"127.0.0.1:1\"\nurl = \"http://127.0.0.1:1\"\ntoken_file = \"t\"\n\
+             [site.b]\npostgres = \"host=b user=u dbname=d\"\n[site.c]\npostgres = \"host=c user=u dbname=d\"\n\
+             [[tables]]\ninclude = [\"public.*\"]\n[topic]\nkind = \"{kind}\"\nshared = true\npath = \"t\"\n"
+        )
+    };
+    let pipeline = load_with(&text("peer"), &[], &[]).unwrap();
+    let names: Vec<_> = pipeline.flows.iter().map(|flow| (flow.object(), flow.to_string())).collect();
+    let name = |flow: &str| ("sitepair_p_hub".to_owned(), flow.to_owned());
+    assert_eq!(names, [name("p_hub_b"), name("p_hub_c")]);
+    let problems = load_with(&text("embedded"), &[], &[]).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("lies at their source, or in Kafka")), "{problems:?}");
 }

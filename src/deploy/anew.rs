@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::Pipeline;
 use crate::model::{Fault, FlowName, Result};
+use crate::postgres::flow as installed;
 
 use super::finding::Report;
 use super::plan::{self, Life};
@@ -16,7 +17,7 @@ use super::{add, install, lock, open, refuse, remove, topic, unlock};
 /// # Errors
 /// `SecondReader` while the slot is in use, `Blocked` by a finding, before anything is touched; `Timeout`, naming the
 /// sessions that the slot waits behind; else what the server says.
-pub async fn start_anew(pipeline: &Pipeline, flow: &FlowName, timeout: Duration) -> Result<Report> {
+pub async fn start_anew(pipeline: &Pipeline, flows: &[&FlowName], timeout: Duration) -> Result<Report> {
     let nodes = open(pipeline, None).await?;
     let outcome = match lock(&nodes).await {
         Ok(()) => {
@@ -24,17 +25,27 @@ pub async fn start_anew(pipeline: &Pipeline, flow: &FlowName, timeout: Duration)
                 for node in nodes.values() {
                     node.bound_locks(timeout).await?;
                 }
-                if let Some(source) = nodes.get(&flow.from) {
-                    let again = "stop the reader (`sitepair run`), then run `sitepair resync` again";
-                    remove::check_idle(source, flow).await.map_err(|fault: Fault| fault.remedy(again))?;
-                }
-                let (source, target) = (nodes.get(&flow.from), nodes.get(&flow.to));
-                let plan = plan::survey(pipeline, flow, source, target, Life::New).await?;
+                let survey = async |flow| {
+                    plan::survey(pipeline, flow, nodes.get(&flow.from), nodes.get(&flow.to), Life::New).await
+                };
                 let mut report = Report::default();
-                add(&mut report, &plan);
+                for flow in flows {
+                    if let Some(source) = nodes.get(&flow.from) {
+                        let again = "stop the reader (`sitepair run`), then run `sitepair resync` again";
+                        remove::check_idle(source, flow).await.map_err(|fault: Fault| fault.remedy(again))?;
+                    }
+                    add(&mut report, &survey(flow).await?);
+                }
                 refuse(&report)?;
-                topic::install(pipeline, flow).await?;
-                install::run(&plan, Some(timeout)).await?;
+                for flow in flows {
+                    if let Some(source) = nodes.get(&flow.from) {
+                        installed::retire(&source.session, flow).await?;
+                    }
+                }
+                for flow in flows {
+                    topic::install(pipeline, flow).await?;
+                    install::run(&survey(flow).await?, Some(timeout)).await?;
+                }
                 Ok(report)
             };
             work.await

@@ -56,6 +56,7 @@ async fn step_once(plan: &FlowPlan<'_>, step: &Step, timeout: Option<Duration>) 
         Step::Enter { tables, statements } => enter(plan, tables, statements).await,
         Step::Settle { .. } => flow::note_entering_xmax(&node(plan, End::Source)?.session, plan.flow).await,
         Step::Filters { filters } => flow::set_filters(&node(plan, End::Source)?.session, plan.flow, filters).await,
+        Step::Join => join(plan).await,
         Step::Start { .. } => start(plan, timeout).await,
     }
 }
@@ -81,9 +82,20 @@ async fn batch(node: &Node<'_>, statements: &[String]) -> Result<()> {
     }
 }
 
-/// Makes the slot and notes the flow.
+/// Notes the flow as one that reads a slot which others read.
+async fn join(plan: &FlowPlan<'_>) -> Result<()> {
+    let source = node(plan, End::Source)?;
+    flow::join(&source.session, plan.flow).await?;
+    failpoint::pass(failpoint::DEPLOY_STEP);
+    flow::set_filters(&source.session, plan.flow, &step::filters(&plan.selected)).await
+}
+
+/// Makes the slot and notes the flow. Of flows that share a slot the first one makes it, the others join.
 async fn start(plan: &FlowPlan<'_>, timeout: Option<Duration>) -> Result<()> {
     let source = node(plan, End::Source)?;
+    if plan.flow.shared && !flow::sharers(&source.session, plan.flow).await?.is_empty() {
+        return join(plan).await;
+    }
     let object = plan.flow.object();
     let mut identity = identity(plan, source).await?;
     flow::begin(&source.session, &identity).await?;
@@ -121,13 +133,10 @@ async fn identity(plan: &FlowPlan<'_>, source: &Node<'_>) -> Result<FlowIdentity
 /// Adds tables to the publication of a running flow, and notes them for the one who copies.
 async fn enter(plan: &FlowPlan<'_>, tables: &[TableName], statements: &[String]) -> Result<()> {
     let source = node(plan, End::Source)?;
-    let mut entering = flow::entering(&source.session, plan.flow).await?;
-    entering.tables.extend(tables.iter().map(ToString::to_string));
-    entering.xmax = None;
     let fault = |error| sqlstate::fault(&error);
     source.session.batch_execute("BEGIN").await.map_err(fault)?;
     let done = async {
-        flow::set_entering(&source.session, plan.flow, &entering).await?;
+        flow::enter(&source.session, plan.flow, tables).await?;
         source.session.batch_execute(&statements.join("\n")).await.map_err(fault)
     };
     if let Err(fault) = done.await {

@@ -29,7 +29,7 @@ mod step;
 mod tables;
 mod topic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use anew::start_anew;
@@ -76,9 +76,10 @@ async fn add_topics(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, rep
     if matches!(pipeline.topic.kind, TopicKind::Embedded | TopicKind::Peer) {
         return Ok(());
     }
-    for flow in &pipeline.flows {
+    let mut seen = BTreeSet::new();
+    for flow in pipeline.flows.iter().filter(|flow| seen.insert(flow.object())) {
         if let Some(source) = nodes.get(&flow.from) {
-            let state = flow::state(&source.session, flow).await.map_err(|fault| fault.at(source.name()))?;
+            let state = flow::state(&source.session, &flow.log()).await.map_err(|fault| fault.at(source.name()))?;
             let survey = topic::survey(pipeline, flow, Some(&state)).await?;
             report.findings.extend(survey.findings);
             report.changes.extend(survey.changes);
@@ -128,7 +129,13 @@ async fn install_all(
         if plan.source.is_some() {
             topic::install(pipeline, plan.flow).await?;
         }
-        install::run(plan, timeout).await?;
+        if plan.flow.shared {
+            // What was made for the flow before is there for this one.
+            let again = plan::survey(pipeline, plan.flow, plan.source, plan.target, Life::Same).await?;
+            install::run(&again, timeout).await?;
+        } else {
+            install::run(plan, timeout).await?;
+        }
     }
     Ok(report)
 }
@@ -151,7 +158,9 @@ pub async fn undeploy(pipeline: &Pipeline, only: Option<&str>, yes: bool) -> Res
 
 async fn remove_all(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, yes: bool) -> Result<Report> {
     for flow in &pipeline.flows {
-        if let Some(source) = nodes.get(&flow.from) {
+        if let Some(source) = nodes.get(&flow.from)
+            && remove::others(source, flow, &pipeline.flows).await?.is_empty()
+        {
             remove::check_idle(source, flow).await?;
         }
     }
@@ -164,9 +173,11 @@ async fn remove_all(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, yes
             }
             if flow.from == node.name() {
                 removal.source(flow).await?;
-                let topic = topic::remove(pipeline, flow, yes).await?;
-                report.findings.extend(topic.findings);
-                report.changes.extend(topic.changes);
+                if remove::others(node, flow, &[]).await?.is_empty() {
+                    let topic = topic::remove(pipeline, flow, yes).await?;
+                    report.findings.extend(topic.findings);
+                    report.changes.extend(topic.changes);
+                }
             }
         }
         removal.schema().await?;
@@ -199,6 +210,10 @@ pub async fn holds_history(pipeline: &Pipeline, only: Option<&str>) -> Result<bo
 /// # Errors
 /// What a connection or a query says; `Blocked` when the rules select no tables that could be published.
 pub async fn print(pipeline: &Pipeline) -> Result<String> {
+    if pipeline.flows.iter().any(|flow| flow.shared) {
+        let what = "a script for flows that share a topic is not supported yet in this version";
+        return Err(Fault::new(Code::Usage, what).remedy("run `sitepair deploy`, with an `admin` for each site"));
+    }
     let nodes = open(pipeline, None).await?;
     let mut text = print::head(pipeline);
     for plan in survey(pipeline, &nodes).await? {

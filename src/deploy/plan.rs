@@ -17,6 +17,7 @@ use super::authority;
 use super::details::Details;
 use super::finding::{Finding, Findings};
 use super::publication;
+use super::remove;
 use super::rights::{self, Missing};
 use super::script::{self, File};
 use super::server::{self, Node};
@@ -39,6 +40,8 @@ pub(super) struct FlowPlan<'a> {
 /// What the source has of a flow.
 struct SourceState {
     state: FlowState,
+    /// The flow reads the slot of others, or begins to: what they have.
+    log: Option<Box<FlowIdentity>>,
     slot: Option<SlotState>,
     publication: Option<PublicationState>,
     entering: flow::Entering,
@@ -73,7 +76,7 @@ pub(super) async fn survey<'a>(
     };
     let state = match life {
         Life::Same => state,
-        Life::New => state.map(|state| SourceState { state: FlowState::Unfinished, ..state }),
+        Life::New => state.map(|state| SourceState { state: FlowState::Unfinished, log: None, ..state }),
     };
     if let Some(target) = target {
         survey_target(&mut plan, target, state.as_ref(), life).await?;
@@ -98,8 +101,13 @@ async fn select(pipeline: &Pipeline, source: &Node<'_>) -> Result<(Vec<Selected>
 async fn source_state(source: &Node<'_>, flow: &FlowName) -> Result<SourceState> {
     let (client, object) = (&source.session.client, flow.object());
     let at = |fault: Fault| fault.at(source.name());
+    let log = match flow::state(client, &flow.log()).await.map_err(at)? {
+        FlowState::Deployed(log) if flow.shared => Some(log),
+        FlowState::Deployed(_) | FlowState::Absent | FlowState::Unfinished => None,
+    };
     Ok(SourceState {
         state: flow::state(client, flow).await.map_err(at)?,
+        log,
         slot: crate::postgres::slot::state(client, &object).await.map_err(at)?,
         publication: crate::postgres::publication::state(client, &object).await.map_err(at)?,
         entering: flow::entering(client, flow).await.map_err(at)?,
@@ -127,6 +135,11 @@ async fn survey_source(
     server::check_limit(source, &pipeline.wal, &named, at.slot.as_ref(), &mut found).await?;
     server::check_connection(source, true, &mut found).await;
     server::check_others(source, plan.flow, true, &mut found).await?;
+    for other in remove::others(source, plan.flow, &pipeline.flows).await? {
+        let what = "shares the topic and is not in the file: the topic keeps what its target lacks";
+        let remedy = "write it into the file, or run `sitepair undeploy` with a file that has this flow alone";
+        found.warning(format!("flow {other}"), what, remedy);
+    }
     let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
     let details = Details::read(source, &oids).await?;
     tables::check_source(&plan.selected, &details, &source.login.name, &mut found);
@@ -161,7 +174,17 @@ fn guard(flow: &FlowName, source: &Node<'_>, at: &SourceState) -> Option<Fault> 
     let anew = "find out why; then run `sitepair resync --reason WHY`, which makes the flow anew and copies all tables";
     let foreign = at.slot.as_ref().and_then(|slot| slot::foreign(slot, &source.server.database));
     let fault = |code, what: String, remedy: &str| Some(Fault::new(code, what).at(source.name()).remedy(remedy));
-    match (&at.state, &at.slot) {
+    let joining = at.log.clone().map(FlowState::Deployed);
+    let state = match (&at.state, &joining) {
+        (FlowState::Absent | FlowState::Unfinished, Some(joining)) => joining,
+        (state, _) => state,
+    };
+    match (state, &at.slot) {
+        (FlowState::Deployed(identity), _) if identity.genesis.slot != object => {
+            let what = format!("flow {flow} was deployed with slot {}, the file says {object}", identity.genesis.slot);
+            let remedy = "topic.shared was changed: run `sitepair undeploy` with the file as it was, then deploy again";
+            fault(Code::ForeignSlot, what, remedy)
+        }
         (FlowState::Absent, Some(_)) => {
             let drop = format!("SELECT pg_drop_replication_slot('{object}'); -- if nobody needs it; then deploy again");
             fault(Code::ForeignSlot, format!("slot {object} exists, and sitepair.flow knows nothing of it"), &drop)
@@ -207,6 +230,15 @@ async fn move_on(plan: &mut FlowPlan<'_>, source: &Node<'_>, at: &SourceState, f
     let difference = publication::difference(at.publication.as_ref(), &plan.selected);
     let version = source.server.version;
     match &at.state {
+        FlowState::Absent | FlowState::Unfinished if at.log.is_some() => {
+            alter_running(plan, &difference, found);
+            plan.steps.push(Step::Join);
+            found.info(
+                format!("slot {object}"),
+                "is read for other flows already; this one begins at the topic's end",
+                "",
+            );
+        }
         FlowState::Absent | FlowState::Unfinished => {
             if !difference.is_empty() {
                 let statements = difference.statements(&object, &plan.selected, true);

@@ -65,6 +65,12 @@ impl<'a> Removal<'a> {
         let object = flow.object();
         let at = |fault: Fault| fault.at(self.node.name());
         let state = flow::state(client, flow).await.map_err(at)?;
+        let others = others(self.node, flow, std::slice::from_ref(flow)).await?;
+        if !others.is_empty() {
+            let what = format!("stays, with publication and topic: {} read it", list(&others));
+            self.found.info(format!("slot {object}"), what, "");
+            return self.forget(flow, &state).await;
+        }
         if slots::state(client, &object).await.map_err(at)?.is_some() {
             let sql = format!("SELECT pg_drop_replication_slot({});", quote_literal(&object));
             if state == FlowState::Absent {
@@ -80,8 +86,13 @@ impl<'a> Removal<'a> {
             client.batch_execute(&sql).await.map_err(|error| self.fault(&error))?;
             self.did(format!("drop publication {object}"), sql);
         }
-        if state != FlowState::Absent {
-            flow::remove(client, flow).await.map_err(at)?;
+        self.forget(flow, &state).await
+    }
+
+    /// Removes the flow's row.
+    async fn forget(&mut self, flow: &FlowName, state: &FlowState) -> Result<()> {
+        if *state != FlowState::Absent {
+            flow::remove(&self.node.session.client, flow).await.map_err(|fault| fault.at(self.node.name()))?;
             let sql = format!("DELETE FROM sitepair.flow WHERE flow = {};", quote_literal(&flow.to_string()));
             self.did(format!("forget flow {flow}"), sql);
         }
@@ -128,6 +139,20 @@ impl<'a> Removal<'a> {
     fn fault(&self, error: &tokio_postgres::Error) -> Fault {
         sqlstate::fault(error).at(self.node.name())
     }
+}
+
+/// Flows that read the log of `flow` too, but for those `without`: while there are any, slot, publication and topic stay.
+pub(super) async fn others(node: &Node<'_>, flow: &FlowName, without: &[FlowName]) -> Result<Vec<FlowName>> {
+    if !flow.shared {
+        return Ok(Vec::new());
+    }
+    let mut all = flow::sharers(&node.session, flow).await.map_err(|fault| fault.at(node.name()))?;
+    all.retain(|other| !without.contains(other));
+    Ok(all)
+}
+
+fn list(flows: &[FlowName]) -> String {
+    flows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Refuses while a reader holds the flow's slot, before anything is touched.

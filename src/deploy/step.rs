@@ -69,6 +69,8 @@ pub(super) enum Step {
         /// SQL by table.
         filters: BTreeMap<String, String>,
     },
+    /// Notes the flow as one more that reads a slot which others read.
+    Join,
     /// Makes the slot and notes the flow.
     Start {
         /// The source's version, as `server_version_num`.
@@ -105,6 +107,10 @@ impl Step {
             ),
             Step::Filters { filters } => {
                 (flow.from.clone(), "note the row filters".to_owned(), set_filters_sql(flow, filters))
+            }
+            Step::Join => {
+                let what = format!("let flow {flow} read slot {object}, as others do");
+                (flow.from.clone(), what, String::new())
             }
             Step::Start { version, replace } => {
                 let again = if *replace { " anew" } else { "" };

@@ -16,7 +16,7 @@ use super::board::{FlowBoard, Voice};
 use super::decide::{self, Act, Place, Reached, View, Works};
 use super::membership::{self, Membership};
 use super::seat::Seat;
-use super::{Timing, between, peering, pulse, request, retention, site, supervisor};
+use super::{Timing, adopting, between, peering, pulse, request, retention, site, supervisor};
 use crate::applier::{self, ApplierState, Checkpoint, checkpoint};
 use crate::config::Pipeline;
 use crate::failpoint;
@@ -214,6 +214,10 @@ impl Conductor {
     async fn act(&self, act: &Act) -> Result<()> {
         let (session, flow) = (self.seat.session(), &self.flow);
         match act {
+            Act::Adopt if flow.shared => {
+                let mut topic = self.topic.lock().await;
+                adopting::at_end(&self.seat.quiet(&self.pipeline, self.stop.clone()), &mut topic).await
+            }
             Act::Adopt => self.main_to(Offset(1)).await,
             Act::Answer => self.answer().await,
             Act::Forget(tables) => {

@@ -47,7 +47,7 @@ pub(super) struct View {
 /// An act between two groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
-    /// Make the first checkpoint from the topic's genesis record.
+    /// Make the first checkpoint: from the topic's genesis record, or at the end of a topic that targets share.
     Adopt,
     /// Answer the command.
     Answer,

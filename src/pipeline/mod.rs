@@ -1,5 +1,6 @@
 //! F4: the only place where parts are wired: which parts run here, how they are kept running, what they are asked.
 
+mod adopting;
 pub mod amount;
 mod applying;
 pub mod between;
@@ -32,9 +33,10 @@ mod supervisor;
 pub mod verify;
 mod waiting;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -93,9 +95,9 @@ pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
 /// # Errors
 /// Of the flows that stopped by a fault, the one with the highest exit code.
 pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
-    let mut flows = JoinSet::new();
     // Ends with the flows that run here, or with this function.
     let mut guards = JoinSet::new();
+    let mut logs: Vec<Log> = Vec::new();
     for flow in &options.flows {
         let Some(parts) = parts_at(&pipeline.topic.kind, flow, options.site.as_deref(), options.parts) else {
             tracing::info!(%flow, "no part of this flow runs at this site");
@@ -105,30 +107,62 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
             }
             continue;
         };
-        let options = RunOptions { parts, ..options.clone() };
-        let (pipeline, flow, stop) = (pipeline.clone(), flow.clone(), stop.clone());
-        flows.spawn(async move {
-            let result = Box::pin(run_flow(&pipeline, &flow, &options, stop)).await.map_err(|fault| fault.at(&flow));
-            options.board.flow(&flow).stopped.send_replace(result.as_ref().err().cloned());
-            result
-        });
+        match logs.iter_mut().find(|log| log.name == flow.log()) {
+            Some(log) => log.flows.push(flow.clone()),
+            None => logs.push(Log { name: flow.log(), flows: vec![flow.clone()], parts }),
+        }
     }
-    if flows.is_empty() && !options.once {
+    if logs.is_empty() && !options.once {
         wait_until_stopped(stop).await;
         return Ok(());
     }
-    let mut worst: Option<Fault> = None;
-    while let Some(ended) = flows.join_next().await {
-        let result = ended.unwrap_or_else(|error| Err(Fault::new(Code::Io, format!("a flow's task ended: {error}"))));
-        if let Err(fault) = result {
-            tracing::error!(%fault, "flow stopped");
-            let rank = |fault: &Fault| fault.class().exit_code();
-            if worst.as_ref().is_none_or(|other| rank(&fault) > rank(other)) {
-                worst = Some(fault);
-            }
+    let worst = Worst::default();
+    let mut running = JoinSet::new();
+    for log in logs {
+        let (pipeline, options, worst, stop) = (pipeline.clone(), options.clone(), worst.clone(), stop.clone());
+        running.spawn(async move { Box::pin(run_log(&pipeline, &log, &options, &worst, stop)).await });
+    }
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended {
+            worst.keep(Fault::new(Code::Io, format!("a flow's task ended: {error}")));
         }
     }
-    worst.map_or(Ok(()), Err)
+    worst.take().map_or(Ok(()), Err)
+}
+
+/// What runs here of the flows that read one log.
+struct Log {
+    /// [`FlowName::log`] of each of them.
+    name: FlowName,
+    flows: Vec<FlowName>,
+    parts: Parts,
+}
+
+/// Of the faults that parts ended by, the one with the highest exit code.
+#[derive(Debug, Clone, Default)]
+struct Worst(Arc<Mutex<Option<Fault>>>);
+
+impl Worst {
+    fn keep(&self, fault: Fault) {
+        let mut worst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rank = |fault: &Fault| fault.class().exit_code();
+        if worst.as_ref().is_none_or(|other| rank(&fault) > rank(other)) {
+            *worst = Some(fault);
+        }
+    }
+
+    fn take(&self) -> Option<Fault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Notes how a part of `flow` ended.
+    fn note(&self, board: &Board, flow: &FlowName, ended: Result<()>) {
+        let Err(fault) = ended else { return };
+        let fault = fault.at(flow);
+        tracing::error!(%fault, "flow stopped");
+        board.flow(flow).stopped.send_replace(Some(fault.clone()));
+        self.keep(fault);
+    }
 }
 
 /// Which of the parts that were asked for run at `site` (`None` plays every site).
@@ -146,58 +180,62 @@ fn parts_at(kind: &TopicKind, flow: &FlowName, site: Option<&str>, asked: Parts)
     }
 }
 
-/// Runs the parts of one flow; the first that ends by a fault stops the other after its running group.
-async fn run_flow(pipeline: &Pipeline, flow: &FlowName, options: &RunOptions, stop: Stop) -> Result<()> {
+/// Runs the parts of the flows that read one log. A reader that ends by a fault stops the appliers after their running
+/// groups; an applier that does leaves the others running, and the last one that ends stops the reader.
+async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &Worst, stop: Stop) {
+    let Log { name, flows, parts } = log;
+    let Some(first) = flows.first() else { return };
+    let options = &RunOptions { parts: *parts, ..options.clone() };
+    let board = &options.board;
     let found = tokio::select! {
-        found = goal::find(pipeline, flow, options, stop.clone()) => found?,
-        () = wait_until_stopped(stop.clone()) => None,
+        found = goal::find(pipeline, first, options, stop.clone()) => found,
+        () = wait_until_stopped(stop.clone()) => Ok(None),
     };
-    let Some((timing, goal)) = found else { return Ok(()) };
+    let (timing, goal) = match found {
+        Ok(Some(found)) => found,
+        Ok(None) => return,
+        Err(fault) => return worst.note(board, name, Err(fault)),
+    };
     let (halt, halted) = watch::channel(false);
-    let board = options.board.flow(flow);
     // Boxed, like what is large and lies deep below: each lies in its caller's frame else, and a worker's stack is 2 MiB.
     let reader = Box::pin(async {
-        match options.parts {
-            // It must go on until the applier has what it needs to be consistent.
-            Parts::Both => reading::keep(pipeline, flow, (timing, Goal::Never), &board, halted.clone()).await,
-            Parts::Reader => reading::keep(pipeline, flow, (timing, goal), &board, halted.clone()).await,
-            Parts::Applier => Ok(()),
-        }
-    });
-    let applier = Box::pin(async {
-        match options.parts {
-            Parts::Both | Parts::Applier => {
-                let told = (&options.copy, &board);
-                let conducted = Box::pin(conductor::keep(pipeline, flow, timing, goal, told, halted.clone())).await;
-                halt.send_replace(true);
-                conducted
-            }
-            Parts::Reader => Ok(()),
-        }
-    });
-    let first = OnceLock::new();
-    let halting = |result: Result<()>| {
-        if let Err(fault) = &result {
-            first.get_or_init(|| fault.clone());
+        let goal = match parts {
+            // It must go on until the appliers have what they need to be consistent.
+            Parts::Both => Goal::Never,
+            Parts::Reader => goal,
+            Parts::Applier => return,
+        };
+        let read = reading::keep(pipeline, name, (timing, goal), &board.flow(name), halted.clone()).await;
+        if read.is_err() {
             halt.send_replace(true);
         }
-        result
-    };
-    let parts = async {
-        let (read, applied) = tokio::join!(async { halting(reader.await) }, async { halting(applier.await) });
-        read.and(applied)
-    };
-    tokio::pin!(parts);
+        worst.note(board, name, read);
+    });
+    let appliers = Box::pin(async {
+        if *parts == Parts::Reader {
+            return;
+        }
+        join_all(flows.iter().map(|flow| {
+            Box::pin(async {
+                let shown = board.flow(flow);
+                let told = (&options.copy, &shown);
+                let conducted = Box::pin(conductor::keep(pipeline, flow, timing, goal, told, halted.clone())).await;
+                worst.note(board, flow, conducted);
+            })
+        }))
+        .await;
+        halt.send_replace(true);
+    });
+    let running = async { tokio::join!(reader, appliers) };
+    tokio::pin!(running);
     tokio::select! {
-        result = &mut parts => return result,
+        _ = &mut running => return,
         () = wait_until_stopped(halted.clone()) => {}
         () = wait_until_stopped(stop) => drop(halt.send_replace(true)),
     }
-    if let Ok(result) = tokio::time::timeout(STOP_PATIENCE, parts).await {
-        return result;
+    if tokio::time::timeout(STOP_PATIENCE, running).await.is_err() {
+        tracing::warn!(flow = %name, waited_s = STOP_PATIENCE.as_secs(), "what was under way did not end and is given up; the next start does it again");
     }
-    tracing::warn!(%flow, waited_s = STOP_PATIENCE.as_secs(), "what was under way did not end and is given up; the next start does it again");
-    first.get().cloned().map_or(Ok(()), Err)
 }
 
 async fn wait_until_stopped(mut stop: Stop) {

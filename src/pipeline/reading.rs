@@ -21,7 +21,7 @@ fn application_name(flow: &FlowName) -> String {
     format!("sitepair reader {flow}")
 }
 
-/// Runs the reader of one flow until its goal, until stopped, or until a fault that no attempt can mend.
+/// Runs the reader of a log, which is a flow's or one that several share, until its goal, until stopped, or until a fault that no attempt can mend.
 ///
 /// # Errors
 /// That fault.

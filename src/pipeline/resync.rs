@@ -143,11 +143,11 @@ pub struct Standstill {
 }
 
 impl Standstill {
-    /// Makes sure that nobody is at work.
+    /// Makes sure that nobody is at work: at the target, and at the source too where the log is made anew.
     ///
     /// # Errors
     /// `SecondApplier`, `SecondReader` while a daemon runs; what a connection says.
-    pub async fn reach(pipeline: &Pipeline, flow: &FlowName) -> Result<Standstill> {
+    pub async fn reach(pipeline: &Pipeline, flow: &FlowName, log: bool) -> Result<Standstill> {
         let (from, to) = (site(pipeline, &flow.from)?, site(pipeline, &flow.to)?);
         let stop = "stop `sitepair run` of this flow at every site, then run `sitepair resync` again";
         let running = |fault: Fault| {
@@ -157,6 +157,9 @@ impl Standstill {
         let application = format!("sitepair resync {flow}");
         let seat = Seat::take(&to.postgres, flow, &application).await.map_err(|fault| running(fault).at(&to.name))?;
         seat.hold_origin().await.map_err(|fault| running(fault).at(&to.name))?;
+        if !log {
+            return Ok(Standstill { seat });
+        }
         let source = session::connect(&from.postgres, &application).await.map_err(|fault| fault.at(&from.name))?;
         let state = slot::state(&source, &flow.object()).await.map_err(|fault| fault.at(&from.name))?;
         if state.is_some_and(|slot| slot.active) {
@@ -166,22 +169,12 @@ impl Standstill {
         Ok(Standstill { seat })
     }
 
-    /// After the slot was made anew: sets the topic aside, and forgets at the target what was there of the old flow_id.
-    /// Gives what became of the old topic.
+    /// After the slot was made anew and the topic set aside, or where a target of a shared topic begins again: forgets at the
+    /// target what was there.
     ///
     /// # Errors
-    /// `Io` for the topic, what Kafka or the target says.
-    pub async fn forget(
-        &self,
-        pipeline: &Pipeline,
-        flow: &FlowName,
-        cost: &Cost,
-        by: &str,
-        reason: &str,
-    ) -> Result<Aside> {
-        failpoint::pass(failpoint::RESYNC_STEP);
-        let aside = topic::set_aside(&pipeline.topic, flow).await?;
-        failpoint::pass(failpoint::RESYNC_STEP);
+    /// What the target says.
+    pub async fn forget(&self, flow: &FlowName, cost: &Cost, aside: &Aside, by: &str, reason: &str) -> Result<()> {
         let target = self.seat.session();
         let tables = ["checkpoint", "table_state", "copy_part", "parked", "displaced", "shadow"];
         let detail = json!({ "by": by, "topic": aside.place(), "cost": cost });
@@ -195,6 +188,17 @@ impl Standstill {
         let at = &flow.to;
         transaction(target, change).await.map_err(|fault| fault.at(at))?;
         failpoint::pass(failpoint::RESYNC_STEP);
-        Ok(aside)
+        Ok(())
     }
+}
+
+/// Sets the topic of a log aside once the slot was made anew; gives what became of it.
+///
+/// # Errors
+/// `SecondReader` while a writer lives, `Io`; what Kafka says.
+pub async fn set_aside(pipeline: &Pipeline, flow: &FlowName) -> Result<Aside> {
+    failpoint::pass(failpoint::RESYNC_STEP);
+    let aside = topic::set_aside(&pipeline.topic, flow).await?;
+    failpoint::pass(failpoint::RESYNC_STEP);
+    Ok(aside)
 }

@@ -9,7 +9,7 @@ use super::{journal, retained, site};
 use crate::config::{Pipeline, TopicKind};
 use crate::model::{FlowName, Offset, Result, units};
 use crate::postgres::session::{self, Session};
-use crate::postgres::{sqlstate, wal};
+use crate::postgres::{flow as installed, sqlstate, wal};
 use crate::topic::embedded::Retention;
 use crate::topic::peer::passed;
 
@@ -62,10 +62,7 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: &R
     match pipeline.topic.kind {
         // The target may be out of this node's reach: what counts is what its own node has reported. A checkpoint that goes
         // back meanwhile may find that its records are gone, which stops the flow (TopicGap).
-        TopicKind::Peer => {
-            let noted = passed::read(&pipeline.topic.path, flow, flow_id)?;
-            drop_before(flow, noted.map_or(Offset(0), |noted| noted.passed.next_offset), retention).await
-        }
+        TopicKind::Peer => drop_before(flow, reported(pipeline, flow, flow_id).await?, retention).await,
         TopicKind::Embedded | TopicKind::Kafka(_) => {
             let target =
                 session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
@@ -74,6 +71,25 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: &R
             drop_before(flow, flushed_offset(&target, flow).await?, retention).await
         }
     }
+}
+
+/// The least offset that any target of the log may still need, by its own node's report; 0 while one has not reported. Who
+/// shares the log is asked of the source each time, so that a target counts from its `deploy` on, and until its `undeploy`.
+async fn reported(pipeline: &Pipeline, log: &FlowName, flow_id: Uuid) -> Result<Offset> {
+    let targets = if log.shared {
+        let source =
+            session::connect(&site(pipeline, &log.from)?.postgres, &format!("sitepair retention {log}")).await?;
+        installed::sharers(&source, log).await?
+    } else {
+        vec![log.clone()]
+    };
+    let mut least: Option<Offset> = None;
+    for target in &targets {
+        let noted = passed::read(&pipeline.topic.path, target, flow_id)?;
+        let next = noted.map_or(Offset(0), |noted| noted.passed.next_offset);
+        least = Some(least.map_or(next, |least| least.min(next)));
+    }
+    Ok(least.unwrap_or(Offset(0)))
 }
 
 async fn drop_before(flow: &FlowName, keep_from: Offset, retention: &Retention) -> Result<()> {

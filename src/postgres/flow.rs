@@ -42,7 +42,7 @@ pub async fn read(client: &Client, name: &FlowName) -> Result<Option<FlowIdentit
     })
 }
 
-/// What the source knows about the flow.
+/// What the source knows about the flow; of a log, what it knows about any flow that reads it and is deployed.
 ///
 /// # Errors
 /// As [`read`].
@@ -50,9 +50,16 @@ pub async fn state(client: &Client, name: &FlowName) -> Result<FlowState> {
     if !installed(client).await? {
         return Ok(FlowState::Absent);
     }
-    let sql = "SELECT flow_id::text, start_lsn::text, system_id::text, timeline, slot, database, database_oid \
-               FROM sitepair.flow WHERE flow = $1";
-    let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let (which, named) = if is_log(name) {
+        ("slot = $1 AND start_lsn IS NOT NULL ORDER BY flow LIMIT 1", name.object())
+    } else {
+        ("flow = $1", name.to_string())
+    };
+    let sql = format!(
+        "SELECT flow_id::text, start_lsn::text, system_id::text, timeline, slot, database, database_oid \
+         FROM sitepair.flow WHERE {which}"
+    );
+    let row = client.query_opt(&sql, &[&named]).await.map_err(|error| sqlstate::fault(&error))?;
     let Some(row) = row else { return Ok(FlowState::Absent) };
     let Some(start_lsn) = row.get::<_, Option<&str>>("start_lsn") else { return Ok(FlowState::Unfinished) };
     let start_lsn = start_lsn.parse().map_err(|_| damaged("start_lsn"))?;
@@ -75,6 +82,62 @@ fn identity(name: &FlowName, start_lsn: Lsn, row: &Row) -> Result<FlowIdentity> 
             database_oid: row.get("database_oid"),
         },
     })
+}
+
+/// True for the name that several flows have in common.
+fn is_log(name: &FlowName) -> bool {
+    name.to.is_empty()
+}
+
+/// The flows that are deployed and read the log of `name`, that flow among them, whether the pipeline file names them or not.
+///
+/// # Errors
+/// What the server says.
+pub async fn sharers(client: &Client, name: &FlowName) -> Result<Vec<FlowName>> {
+    if !installed(client).await? {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT pipeline, lane, from_site, to_site FROM sitepair.flow \
+               WHERE slot = $1 AND start_lsn IS NOT NULL ORDER BY flow";
+    let rows = client.query(sql, &[&name.object()]).await.map_err(|error| sqlstate::fault(&error))?;
+    let flow = |row: &Row| FlowName {
+        pipeline: row.get(0),
+        lane: row.get(1),
+        from: row.get(2),
+        to: row.get(3),
+        shared: name.shared,
+    };
+    Ok(rows.iter().map(flow).collect())
+}
+
+/// Deploys a flow onto the log that others read already: their identity, slot and start are its own too.
+///
+/// # Errors
+/// `NotDeployed` when nobody reads it any more, else what the server says.
+pub async fn join(client: &Client, name: &FlowName) -> Result<()> {
+    let sql = "INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, start_lsn, system_id, timeline, \
+                                          slot, database, database_oid, filters) \
+               SELECT $1, flow_id, pipeline, lane, from_site, $2, start_lsn, system_id, timeline, slot, database, database_oid, \
+                      filters \
+               FROM sitepair.flow WHERE slot = $3 AND start_lsn IS NOT NULL AND flow <> $1 ORDER BY flow LIMIT 1 \
+               ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = excluded.start_lsn, \
+                  system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
+                  database = excluded.database, database_oid = excluded.database_oid, filters = excluded.filters, \
+                  entering = '{}', entering_xmax = NULL, slot_dropped = NULL, created_at = now()";
+    let joined = client.execute(sql, &[&name.to_string(), &name.to, &name.object()]).await;
+    match joined.map_err(|error| sqlstate::fault(&error))? {
+        0 => Err(Fault::new(Code::NotDeployed, format!("flow {name}: nobody reads slot {} any more", name.object()))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives up what is deployed on the log of `name`: the next deploy makes it anew.
+///
+/// # Errors
+/// What the server says.
+pub async fn retire(client: &Client, name: &FlowName) -> Result<()> {
+    let retired = client.execute("UPDATE sitepair.flow SET start_lsn = NULL WHERE slot = $1", &[&name.object()]).await;
+    retired.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
 fn damaged(column: &str) -> Fault {
@@ -186,14 +249,14 @@ pub async fn entering(client: &Client, name: &FlowName) -> Result<Entering> {
     Ok(Entering { tables: row.get(0), xmax: xmax.transpose()? })
 }
 
-/// Replaces what [`entering`] returns.
+/// Notes tables that enter the log of `name`, for each flow that reads it; [`Entering::xmax`] is not known yet.
 ///
 /// # Errors
 /// What the server says.
-pub async fn set_entering(client: &Client, name: &FlowName, entering: &Entering) -> Result<()> {
-    let sql = "UPDATE sitepair.flow SET entering = $2, entering_xmax = $3::text::xid8 WHERE flow = $1";
-    let xmax = entering.xmax.map(|xid| xid.to_string());
-    let written = client.execute(sql, &[&name.to_string(), &entering.tables, &xmax]).await;
+pub async fn enter(client: &Client, name: &FlowName, tables: &[TableName]) -> Result<()> {
+    let sql = "UPDATE sitepair.flow SET entering = entering || $2, entering_xmax = NULL WHERE slot = $1";
+    let tables: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    let written = client.execute(sql, &[&name.object(), &tables]).await;
     written.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
@@ -203,8 +266,8 @@ pub async fn set_entering(client: &Client, name: &FlowName, entering: &Entering)
 /// What the server says.
 pub async fn note_entering_xmax(client: &Client, name: &FlowName) -> Result<()> {
     let sql = "UPDATE sitepair.flow SET entering_xmax = pg_snapshot_xmax(pg_current_snapshot()) \
-               WHERE flow = $1 AND entering_xmax IS NULL AND entering <> '{}'";
-    let noted = client.execute(sql, &[&name.to_string()]).await;
+               WHERE slot = $1 AND entering_xmax IS NULL AND entering <> '{}'";
+    let noted = client.execute(sql, &[&name.object()]).await;
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
@@ -224,8 +287,8 @@ pub async fn taken_up(client: &Client, name: &FlowName, tables: &[TableName]) ->
 /// # Errors
 /// What the server says.
 pub async fn note_timeline(client: &Client, name: &FlowName, timeline: u32) -> Result<()> {
-    let sql = "UPDATE sitepair.flow SET timeline = $2 WHERE flow = $1";
-    let noted = client.execute(sql, &[&name.to_string(), &i64::from(timeline)]).await;
+    let sql = "UPDATE sitepair.flow SET timeline = $2 WHERE slot = $1";
+    let noted = client.execute(sql, &[&name.object(), &i64::from(timeline)]).await;
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
@@ -234,8 +297,8 @@ pub async fn note_timeline(client: &Client, name: &FlowName, timeline: u32) -> R
 /// # Errors
 /// What the server says.
 pub async fn note_dropped(client: &Client, name: &FlowName, detail: &serde_json::Value) -> Result<()> {
-    let sql = "UPDATE sitepair.flow SET slot_dropped = $2::text::jsonb WHERE flow = $1";
-    let noted = client.execute(sql, &[&name.to_string(), &detail.to_string()]).await;
+    let sql = "UPDATE sitepair.flow SET slot_dropped = $2::text::jsonb WHERE slot = $1";
+    let noted = client.execute(sql, &[&name.object(), &detail.to_string()]).await;
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
@@ -247,8 +310,8 @@ pub async fn dropped(client: &Client, name: &FlowName) -> Result<Option<String>>
     // An earlier version has not installed the column.
     let sql = "SELECT d ->> 'at', d ->> 'retained_bytes', d ->> 'limit_bytes' \
                FROM sitepair.flow f, to_jsonb(f) j, LATERAL (SELECT j -> 'slot_dropped') AS x (d) \
-               WHERE flow = $1 AND jsonb_typeof(d) = 'object'";
-    let row = client.query_opt(sql, &[&name.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+               WHERE slot = $1 AND jsonb_typeof(d) = 'object' LIMIT 1";
+    let row = client.query_opt(sql, &[&name.object()]).await.map_err(|error| sqlstate::fault(&error))?;
     Ok(row.map(|row| {
         let [at, retained, limit] = [0, 1, 2].map(|column| row.get::<_, Option<String>>(column).unwrap_or_default());
         format!("sitepair dropped it at {at}, when it held back {retained} bytes of WAL ([wal] limit is {limit} bytes)")

@@ -126,7 +126,7 @@ async fn open_embedded(topic: &Topic, flow: &FlowName) -> Result<embedded::Write
 /// True when a file of this node holds the flow's topic. One that others made may lie out of sight.
 pub fn is_here(topic: &Topic, flow: &FlowName) -> bool {
     match topic.kind {
-        TopicKind::Embedded | TopicKind::Peer => topic.path.join(format!("{flow}.db")).exists(),
+        TopicKind::Embedded | TopicKind::Peer => topic.path.join(format!("{}.db", flow.log())).exists(),
         TopicKind::Kafka(_) => false,
     }
 }

@@ -3,9 +3,9 @@
 //! An act is the same with and without a daemon ([`crate::pipeline::between`]).
 
 mod estimate;
-mod place;
+pub(super) mod place;
 mod replay;
-mod reset;
+pub(super) mod reset;
 
 use std::collections::BTreeMap;
 

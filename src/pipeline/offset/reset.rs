@@ -164,7 +164,7 @@ pub fn no_checkpoint(flow: &FlowName) -> Fault {
     Fault::new(Code::NotDeployed, what).remedy("start `sitepair run` first")
 }
 
-async fn advance(target: &Session, at: &Checkpoint, to: &Position, horizon: Lsn) -> Result<()> {
+pub async fn advance(target: &Session, at: &Checkpoint, to: &Position, horizon: Lsn) -> Result<()> {
     const ADVANCE: &str = "SELECT sitepair.advance($1, 'main', $2::text::uuid, $3, $4::text::pg_lsn, $5, $6::text::pg_lsn, \
          $7::text::timestamptz, $8::text::pg_lsn, 0, 0, '{}', 'moved')";
     let number = |offset: Offset| i64::try_from(offset.0).unwrap_or(i64::MAX);

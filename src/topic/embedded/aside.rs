@@ -23,7 +23,7 @@ pub fn set_aside(dir: &Path, flow: &FlowName) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     let _lock = lock::take(&files.lock, PATIENCE)?;
-    let place = |number: u32| dir.join(format!("{flow}.aside-{number}.db"));
+    let place = |number: u32| dir.join(format!("{}.aside-{number}.db", files.flow));
     let free = (1..).map(place).find(|place| !place.exists()).unwrap_or_else(|| place(0));
     let beside = |db: &Path, what: &str| PathBuf::from(format!("{}-{what}", db.display()));
     // A log that stayed behind would be taken for the new database's, so it goes first.

@@ -58,9 +58,9 @@ pub struct Files {
 }
 
 impl Files {
-    /// The files of a flow's topic in `dir`.
+    /// The files of a flow's topic in `dir`, which bear the name of its log.
     pub fn of(dir: &Path, flow: &FlowName) -> Self {
-        let flow = flow.to_string();
+        let flow = flow.log().to_string();
         Self {
             db: dir.join(format!("{flow}.db")),
             wal: dir.join(format!("{flow}.db-wal")),

@@ -13,7 +13,7 @@ use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::config::Kafka;
-use crate::model::{Code, Fault, FlowName};
+use crate::model::{Code, Fault, FlowName, Track};
 
 /// How long a broker may take to answer before it counts as away.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const LISTEN_EVENTS: usize = 100;
 /// Largest record with its headers, bytes: librdkafka's and Kafka's default, which parts of 900 kB fit into.
 const MAX_MESSAGE_BYTES: usize = 1_000_000;
 
-/// Name of the Kafka topic, the transactional id and the consumer group of a flow.
+/// Name of the Kafka topic and the transactional id of a flow.
 pub fn name_of(flow: &FlowName) -> String {
     flow.object()
 }
@@ -37,12 +37,14 @@ pub struct Cluster {
     kafka: Kafka,
     /// The topic.
     pub topic: String,
+    /// The consumer group: each target has its own, also where they share the topic.
+    pub group: String,
 }
 
 impl Cluster {
     /// For the topic of a flow.
     pub fn new(kafka: &Kafka, flow: &FlowName) -> Self {
-        Self { kafka: kafka.clone(), topic: name_of(flow) }
+        Self { kafka: kafka.clone(), topic: name_of(flow), group: flow.origin(Track::Main) }
     }
 
     /// What messages name: `Kafka topic NAME at BROKERS`.
@@ -92,7 +94,7 @@ impl Cluster {
     pub fn consumer(&self, prefetch_kib: usize) -> ClientConfig {
         let mut config = self.base();
         config
-            .set("group.id", &self.topic)
+            .set("group.id", &self.group)
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")

@@ -1,0 +1,339 @@
+//! Several targets of one topic: one reader and one slot for all; who is slow or away holds up nobody.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::sites::{both_ends, free_port, local, until};
+use super::world::secret;
+use crate::kafka::broker;
+use crate::kill::{Load, RULES, SCHEMA, TABLES};
+use crate::pair::{Daemon, Ended, PATIENCE, Pair};
+use crate::support::{Database, database, program};
+
+/// Site a, and three targets.
+struct Fan {
+    /// Its target is exchanged for what is looked at.
+    pair: Pair,
+    targets: [(&'static str, Database); 3],
+    listen: SocketAddr,
+    /// TOML of `[topic]`.
+    topic: String,
+}
+
+/// The topic lies at site a.
+const AT_PEER: &str = "kind = \"peer\"\npath = \"topic\"";
+
+impl Fan {
+    /// With the flows to some of the targets.
+    fn new(version: u32, to: &[&str], topic: &str) -> Fan {
+        let targets = ["b", "c", "d"].map(|site| (site, database(version, 1)));
+        let source = database(version, 0);
+        for database in targets.iter().map(|(_, database)| database).chain([&source]) {
+            database.sql(SCHEMA);
+        }
+        let pair = Pair::between(source, targets[0].1.clone(), RULES, "");
+        secret(&pair.dir.path().join("token"), "a token of some length");
+        let fan = Fan { pair, targets, listen: local(free_port()), topic: topic.to_owned() };
+        fan.write(to);
+        fan
+    }
+
+    /// Writes the file anew, with the flows to these targets.
+    fn write(&self, to: &[&str]) {
+        let flows: Vec<String> = to.iter().map(|site| format!("\"a -> {site}\"")).collect();
+        let sites: Vec<String> = self
+            .targets
+            .iter()
+            .map(|(site, database)| format!("[site.{site}]\npostgres = \"{} sslmode=disable\"\n", database.conninfo()))
+            .collect();
+        let text = format!(
+            "pipeline = \"{}\"\nflows = [{}]\n[site.a]\npostgres = \"{} sslmode=disable\"\nlisten = \"{listen}\"\n\
+             url = \"http://{listen}\"\ntoken_file = \"token\"\n{}{RULES}\n[topic]\nshared = true\n\
+             {}\n[wal]\nlimit = \"10GiB\"\n",
+            self.pair.name,
+            flows.join(", "),
+            self.pair.source.conninfo(),
+            sites.concat(),
+            self.topic,
+            listen = self.listen,
+        );
+        fs::write(&self.pair.file, text).expect("writable");
+    }
+
+    fn target(&self, site: &str) -> &Database {
+        &self.targets.iter().find(|(name, _)| *name == site).expect("a target").1
+    }
+
+    fn flow(&self, site: &str) -> String {
+        format!("{}_a_{site}", self.pair.name)
+    }
+
+    fn node(&self, site: &str) -> Daemon {
+        self.pair.daemon(&["--site", site], &[])
+    }
+
+    fn asked(&self, args: &[&str]) -> Ended {
+        let ended = self.pair.sitepair(args);
+        assert_eq!(ended.code, 0, "{args:?}: {}{}", ended.stdout, ended.stderr);
+        ended
+    }
+
+    /// Waits until nothing is pending for this target.
+    fn settle(&self, site: &str) {
+        let flow = self.flow(site);
+        until(&format!("nothing is pending for {site}\n{}", self.pair.log()), PATIENCE, || {
+            self.pair.sitepair(&["pending", "--flow", &flow]).code == 0
+        });
+    }
+
+    /// This target holds what the source holds.
+    fn assert_equal(&mut self, site: &str) {
+        self.pair.target = self.target(site).clone();
+        for table in TABLES {
+            self.pair.assert_equal(table);
+        }
+        assert_ne!(self.pair.target.sql("select count(*) from account"), "0", "{site}");
+    }
+
+    /// The first offset that the topic holds.
+    fn first(&self) -> u64 {
+        let ended = self.asked(&["topic", "info", "--json", "--flow", &self.flow("b")]);
+        let info: Value = serde_json::from_str(ended.stdout.trim()).expect("an object");
+        info["first_offset"].as_u64().unwrap_or_else(|| panic!("{info}"))
+    }
+
+    fn checkpoint(&self, site: &str) -> u64 {
+        let sql = "select next_offset from sitepair.checkpoint where track = 'main'";
+        self.target(site).sql(sql).parse().expect("a checkpoint")
+    }
+}
+
+impl Drop for Fan {
+    fn drop(&mut self) {
+        let slot = format!("select pg_drop_replication_slot('sitepair_{}_a')", self.pair.name);
+        for (site, database) in &self.targets {
+            for origin in [self.flow(site), format!("{}_side", self.flow(site))] {
+                let sql = format!("select pg_replication_origin_drop('sitepair_{origin}')");
+                let _ = crate::support::try_psql(database.cluster, "postgres", &sql);
+            }
+        }
+        for _ in 0..50 {
+            if crate::support::try_psql(self.pair.source.cluster, "postgres", &slot).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
+
+/// A session that holds a lock on every account until it is dropped: whoever writes there waits.
+struct Locked(std::process::Child);
+
+impl Locked {
+    fn new(database: &Database) -> Locked {
+        let mut command = Command::new(program("psql"));
+        command.args(["-XAtq", "-d", &database.conninfo()]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().expect("psql runs");
+        use std::io::Write;
+        let lock = b"set application_name = 'locks accounts'; begin; lock table account in access exclusive mode;\n";
+        child.stdin.as_mut().expect("piped").write_all(lock).expect("psql reads");
+        until("the lock is held", PATIENCE, || {
+            database.sql("select count(*) from pg_locks where relation = 'account'::regclass and granted and mode = 'AccessExclusiveLock'
+                 and database = (select oid from pg_database where datname = current_database())") == "1"
+        });
+        Locked(child)
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // The end of its input ends the session, and with it the lock.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn who_is_slow_or_down_holds_up_nobody() {
+    both_ends().for_each(|version| one_slow_one_down(version, AT_PEER));
+}
+
+#[test]
+fn who_is_slow_or_down_holds_up_nobody_over_kafka() {
+    let brokers: Vec<String> = broker::shared().addresses().iter().map(|address| format!("\"{address}\"")).collect();
+    both_ends().for_each(|version| {
+        one_slow_one_down(version, &format!("kind = \"kafka\"\nbrokers = [{}]", brokers.join(", ")));
+    });
+}
+
+fn one_slow_one_down(version: u32, topic: &str) {
+    let mut fan = Fan::new(version, &["b", "c"], topic);
+    let source = fan.pair.source.clone();
+    source.sql("insert into account select n, 'before' || n, 0, repeat('x', 3000) from generate_series(1, 300) n");
+    fan.pair.deploy();
+    let name = format!("sitepair_{}_a", fan.pair.name);
+    let objects = format!(
+        "select (select count(*) from pg_replication_slots where database = current_database()) || ' '
+             || (select string_agg(pubname, ',') from pg_publication) || ' '
+             || (select count(*) || ' ' || count(distinct flow_id) from sitepair.flow where slot = '{name}')"
+    );
+    assert_eq!(source.sql(&objects), format!("1 {name} 2 1"), "one slot, one publication, one identity");
+
+    let load = Load::start(&source, 21);
+    let mut a = fan.node("a");
+    let mut b = fan.node("b");
+    let mut c = fan.node("c");
+    let rows = |fan: &Fan, site: &str| fan.target(site).sql("select count(*) from sitepair.journal");
+    let joined = |fan: &Fan, site: &str| {
+        fan.target(site).sql("select count(*) = 3 and bool_and(state = 'joined') from sitepair.table_state") == "t"
+    };
+    until("b and c are copied", PATIENCE, || joined(&fan, "b") && joined(&fan, "c"));
+
+    // A third target comes while all this runs: it begins at the topic's end.
+    fan.write(&["b", "c", "d"]);
+    fan.pair.deploy();
+    assert_eq!(source.sql(&objects), format!("1 {name} 3 1"));
+    a.kill();
+    a = fan.node("a");
+    for point in ["act:1", "before-commit:1", "act:2", "act:4"] {
+        let mut killed = fan.pair.daemon(&["--site", "d"], &[("SITEPAIR_FAILPOINT", point)]);
+        assert_eq!(killed.wait(PATIENCE), Some(-1), "{point}: {}", fan.pair.log());
+    }
+    let mut d = fan.node("d");
+    until("d is copied", PATIENCE, || joined(&fan, "d"));
+    let began = "select (detail->>'next_offset')::bigint from sitepair.journal_event where what = 'began'";
+    let began: u64 = fan.target("d").sql(began).parse().expect("one event");
+    assert!(began > 1, "d began at {began}, not at the genesis record");
+
+    // c waits behind a lock, d is killed, b goes on.
+    let locked = Locked::new(fan.target("c"));
+    d.kill();
+    source.sql("insert into account values (5000, 'only b has this now')");
+    let before: u64 = rows(&fan, "b").parse().expect("a number");
+    until("b goes on", PATIENCE, || rows(&fan, "b").parse::<u64>().expect("a number") > before + 20);
+    load.finish();
+    fan.settle("b");
+    fan.assert_equal("b");
+    let flow = fan.flow("d");
+    until("d lacks what b has", PATIENCE, || fan.pair.sitepair(&["pending", "--flow", &flow]).code == 3);
+    assert!(fan.checkpoint("c") < fan.checkpoint("b"), "c lacks what b has");
+
+    // Nobody missed anything.
+    drop(locked);
+    d = fan.node("d");
+    for site in ["c", "d"] {
+        fan.settle(site);
+        fan.assert_equal(site);
+    }
+    for node in [&mut a, &mut b, &mut c, &mut d] {
+        assert_eq!(node.stop(), 0, "{}", fan.pair.log());
+    }
+    for site in ["b", "c", "d"] {
+        fan.pair.target = fan.target(site).clone();
+        fan.pair.assert_journal_whole();
+    }
+}
+
+#[test]
+fn retention_waits_for_the_slowest_until_it_is_dropped() {
+    for version in both_ends() {
+        let mut fan = Fan::new(version, &["b", "c"], &format!("{AT_PEER}\nretention = {{ max_bytes = \"1MiB\" }}"));
+        let source = fan.pair.source.clone();
+        source.sql("insert into account select n, 'm' || n, 0, '' from generate_series(1, 10) n");
+        fan.pair.deploy();
+        let (mut a, mut b, mut c) = (fan.node("a"), fan.node("b"), fan.node("c"));
+        fan.settle("b");
+        fan.settle("c");
+        assert_eq!(c.stop(), 0, "{}", fan.pair.log());
+        let left = fan.checkpoint("c");
+
+        // More than the topic may hold, and c has none of it: all of it is kept, and the reader waits.
+        for round in 0..40 {
+            let body = "(select string_agg(md5(random()::text), '') from generate_series(1, 2000))";
+            source.sql(&format!("insert into account select 1000 + {round}, 'r{round}', 0, {body}"));
+        }
+        until("the reader waits for c", PATIENCE, || fan.pair.log().contains("waiting for room in the topic"));
+        assert!(fan.first() <= left, "what c lacks is kept: {}, {left}", fan.first());
+        assert_ne!(fan.pair.sitepair(&["pending", "--flow", &fan.flow("b"), "--timeout", "1s"]).code, 0);
+
+        // Dropped, it holds nothing back any more; the daemons need not know.
+        fan.write(&["b"]);
+        let plan = fan.pair.sitepair(&["plan"]).stdout;
+        assert!(plan.contains("shares the topic and is not in the file"), "{plan}");
+        fan.write(&["c"]);
+        fan.asked(&["undeploy", "--yes"]);
+        fan.write(&["b"]);
+        fan.settle("b");
+        fan.assert_equal("b");
+        until("what only c lacked is gone", PATIENCE, || fan.first() > left);
+        assert_eq!(source.sql("select count(*) from sitepair.flow"), "1");
+
+        // And it may come back, at the end.
+        fan.write(&["b", "c"]);
+        fan.pair.deploy();
+        let mut c = fan.node("c");
+        fan.settle("c");
+        fan.assert_equal("c");
+        source.sql("update account set body = 'both' where id < 5");
+        for site in ["b", "c"] {
+            fan.settle(site);
+            fan.assert_equal(site);
+        }
+        for node in [&mut a, &mut b, &mut c] {
+            assert_eq!(node.stop(), 0, "{}", fan.pair.log());
+        }
+
+        // The last one takes slot and publication along.
+        fan.asked(&["undeploy", "--yes"]);
+        let left = "select (select count(*) from pg_publication) + (select count(*) from pg_replication_slots where database = current_database())";
+        assert_eq!(source.sql(left), "0");
+    }
+}
+
+#[test]
+fn a_target_begins_again_by_itself_or_all_of_them_do() {
+    for version in both_ends() {
+        let mut fan = Fan::new(version, &["b", "c"], AT_PEER);
+        let source = fan.pair.source.clone();
+        source.sql("insert into account select n, 'm' || n, 0, '' from generate_series(1, 20) n");
+        fan.pair.deploy();
+        // One process plays every site: one reader, two appliers.
+        fan.pair.run_once();
+        for site in ["b", "c"] {
+            fan.assert_equal(site);
+        }
+
+        // One target alone, while the others go on.
+        let (mut a, mut b) = (fan.node("a"), fan.node("b"));
+        fan.target("c").sql("update account set body = 'spoiled'");
+        let again = ["resync", "--flow", &fan.flow("c"), "--reason", "spoiled", "--yes"];
+        fan.asked(&again);
+        let mut c = fan.node("c");
+        fan.settle("c");
+        fan.assert_equal("c");
+        source.sql("delete from account where id = 7");
+        for site in ["b", "c"] {
+            fan.settle(site);
+            fan.assert_equal(site);
+        }
+        for node in [&mut a, &mut b, &mut c] {
+            assert_eq!(node.stop(), 0, "{}", fan.pair.log());
+        }
+
+        // A lost slot is lost to all.
+        source.sql(&format!("select pg_drop_replication_slot('sitepair_{}_a')", fan.pair.name));
+        source.sql("update account set body = 'while there was no slot'");
+        let ended = fan.pair.sitepair(&["run", "--once"]);
+        assert_eq!(ended.code, 4, "{}", ended.stderr);
+        fan.asked(&["resync", "--reason", "the slot is lost", "--yes"]);
+        fan.pair.run_once();
+        for site in ["b", "c"] {
+            fan.assert_equal(site);
+        }
+        let ids = "select count(distinct flow_id) || ' ' || count(*) from sitepair.flow";
+        assert_eq!(source.sql(ids), "1 2", "still one identity");
+    }
+}
