@@ -29,7 +29,7 @@ pub async fn keep(
     pipeline: &Pipeline,
     flow: &FlowName,
     (timing, goal): (Timing, Goal),
-    board: &FlowBoard,
+    board: &Arc<FlowBoard>,
     stop: Stop,
 ) -> Result<()> {
     board.expect(Voice::Source);
@@ -44,7 +44,7 @@ pub async fn keep(
 
 /// A table that `deploy` has just added is unknown until the catalog is read again; one that is still unknown then is no
 /// table of the flow.
-async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &FlowBoard, stop: Stop) -> Result<()> {
+async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &Arc<FlowBoard>, stop: Stop) -> Result<()> {
     let mut unknown = None;
     loop {
         match read(pipeline, flow, goal, board, stop.clone()).await {
@@ -58,9 +58,13 @@ async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &FlowBo
 }
 
 /// One attempt: everything is checked anew, and nothing is remembered but what the topic holds.
-async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &FlowBoard, stop: Stop) -> Result<()> {
-    let site = super::site(pipeline, &flow.from)?;
-    attempt(pipeline, site, flow, goal, board, stop).await.map_err(|fault| fault.at(&site.name))
+async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &Arc<FlowBoard>, stop: Stop) -> Result<()> {
+    let (pipeline, site, flow) = (pipeline.clone(), super::site(pipeline, &flow.from)?.clone(), flow.clone());
+    let board = Arc::clone(board);
+    reader::on_own_thread("reader", move || async move {
+        attempt(&pipeline, &site, &flow, goal, &board, stop).await.map_err(|fault| fault.at(&site.name))
+    })
+    .await
 }
 
 async fn attempt(

@@ -5,6 +5,7 @@
 //! caught up, it reads at once. Messages are sliced out of the read buffer without a copy.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -209,13 +210,14 @@ async fn read_all(io: &mut Box<dyn Io>, buffer: &mut BytesMut) -> io::Result<usi
     Ok(count)
 }
 
-/// Decides when to let bytes gather: while they come fast and in small pieces.
+/// Decides when to let bytes gather, and for how long: while they come fast and in small pieces.
 struct Pace {
     window_start: Instant,
     window_bytes: usize,
     behind: bool,
     last_read: Instant,
     last_was_small: bool,
+    gather: Duration,
 }
 
 /// How often the rate is judged.
@@ -224,13 +226,14 @@ const WINDOW: Duration = Duration::from_millis(4);
 const BEHIND_BYTES_PER_MS: u128 = 2 * 1024;
 /// A read of less than this left the server waiting for us, or us for it, for too little.
 const SMALL_READ_BYTES: usize = 32 * 1024;
-/// How long bytes gather. Measured: 1 ms and more is slower again, since the server's buffer then fills.
-const GATHER: Duration = Duration::from_micros(200);
+/// How long bytes gather: at least, and at most. It grows while reads stay under half of [`SMALL_READ_BYTES`] and shrinks
+/// where they pass it, since what lies in the socket must stay far below what its buffer takes.
+const GATHER: RangeInclusive<Duration> = Duration::from_micros(200)..=Duration::from_millis(1);
 
 impl Pace {
     fn new() -> Self {
-        let now = Instant::now();
-        Self { window_start: now, window_bytes: 0, behind: false, last_read: now, last_was_small: false }
+        let (now, gather) = (Instant::now(), *GATHER.start());
+        Self { window_start: now, window_bytes: 0, behind: false, last_read: now, last_was_small: false, gather }
     }
 
     /// A read gave `count` bytes at `now`.
@@ -238,18 +241,26 @@ impl Pace {
         self.window_bytes += count;
         self.last_read = now;
         self.last_was_small = count < SMALL_READ_BYTES;
+        if count < SMALL_READ_BYTES / 2 {
+            self.gather = (self.gather * 3 / 2).min(*GATHER.end());
+        } else if count > SMALL_READ_BYTES {
+            self.gather = (self.gather / 2).max(*GATHER.start());
+        }
         let elapsed = now.duration_since(self.window_start);
         if elapsed >= WINDOW {
             self.behind = self.window_bytes as u128 * 1000 >= BEHIND_BYTES_PER_MS * elapsed.as_micros();
             self.window_start = now;
             self.window_bytes = 0;
         }
+        if !self.behind {
+            self.gather = *GATHER.start();
+        }
     }
 
     /// What is still to be waited at `now` before the next read.
     fn pause(&self, now: Instant) -> Duration {
         if self.behind && self.last_was_small {
-            GATHER.saturating_sub(now.duration_since(self.last_read))
+            self.gather.saturating_sub(now.duration_since(self.last_read))
         } else {
             Duration::ZERO
         }
@@ -259,17 +270,6 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Reads of `bytes` every `gap`, for a while; then what is to be waited right after the last.
-    fn pause_after(bytes: usize, gap: Duration) -> Duration {
-        let mut pace = Pace::new();
-        let mut now = pace.window_start;
-        for _ in 0..1000 {
-            now += gap;
-            pace.note(bytes, now);
-        }
-        pace.pause(now)
-    }
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut message = vec![tag];
@@ -388,20 +388,53 @@ mod tests {
         assert_eq!(sent[39..], *b"c\0\0\0\x04X\0\0\0\x04");
     }
 
+    /// A pace after reads of `count` bytes each `every`, for 20 ms.
+    fn after(count: usize, every: Duration) -> (Pace, Instant) {
+        let mut pace = Pace::new();
+        let mut now = pace.window_start;
+        for _ in 0..Duration::from_millis(20).div_duration_f64(every).ceil() as usize {
+            now += every;
+            pace.note(count, now);
+        }
+        (pace, now)
+    }
+
     #[test]
     fn bytes_gather_only_while_behind_and_in_small_pieces() {
-        assert_eq!(pause_after(300, Duration::from_millis(1)), Duration::ZERO, "a live load");
-        assert_eq!(pause_after(300, Duration::from_micros(20)), GATHER, "catching up");
-        assert_eq!(pause_after(SMALL_READ_BYTES, Duration::from_micros(200)), Duration::ZERO, "large reads");
-        assert_eq!(pause_after(300, Duration::from_secs(60)), Duration::ZERO, "idle");
+        let pause = |count, every| {
+            let (pace, now) = after(count, every);
+            pace.pause(now)
+        };
+        assert_eq!(pause(300, Duration::from_millis(1)), Duration::ZERO, "a live load");
+        assert_eq!(pause(300, Duration::from_micros(20)), *GATHER.end(), "catching up");
+        assert_eq!(pause(SMALL_READ_BYTES, Duration::from_micros(200)), Duration::ZERO, "large reads");
+        assert_eq!(pause(300, Duration::from_secs(60)), Duration::ZERO, "idle");
+    }
+
+    #[test]
+    fn bytes_gather_as_long_as_reads_stay_small_and_no_longer() {
+        let (mut pace, mut now) = after(300, Duration::from_micros(20));
+        let mut seen = Vec::new();
+        for _ in 0..200 {
+            let pause = pace.pause(now).max(Duration::from_micros(20));
+            now += pause;
+            // 40 MB a second arrive.
+            pace.note(usize::try_from(pause.as_micros()).unwrap() * 40, now);
+            seen.push(pause);
+        }
+        let expected = Duration::from_micros(400)..=Duration::from_micros(820);
+        assert!(seen[100..].iter().all(|pause| expected.contains(pause)), "{:?}", &seen[100..]);
+        for _ in 0..10 {
+            now += WINDOW;
+            pace.note(300, now);
+        }
+        assert_eq!((pace.pause(now), pace.gather), (Duration::ZERO, *GATHER.start()), "caught up");
     }
 
     #[test]
     fn time_spent_elsewhere_counts_as_pause() {
-        let mut pace = Pace::new();
-        let now = pace.window_start + WINDOW;
-        pace.note(20_000, now);
-        assert_eq!(pace.pause(now + GATHER / 4), GATHER / 4 * 3);
-        assert_eq!(pace.pause(now + GATHER), Duration::ZERO);
+        let (pace, now) = after(300, Duration::from_micros(20));
+        assert_eq!(pace.pause(now + *GATHER.end() / 4), *GATHER.end() / 4 * 3);
+        assert_eq!(pace.pause(now + *GATHER.end()), Duration::ZERO);
     }
 }

@@ -21,10 +21,12 @@ mod pace;
 mod ports;
 mod run;
 mod start;
+mod thread;
 mod transaction;
 
 pub use ports::{Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
 pub use run::run;
+pub use thread::on_own_thread;
 
 #[cfg(test)]
 mod testing;
