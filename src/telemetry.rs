@@ -60,6 +60,10 @@ metrics! {
     READ_CHANGES = "sitepair_read_changes_total", Counter, "flow", "Their changes.";
     READ_BYTES = "sitepair_read_bytes_total", Counter, "flow", "Bytes of their record bodies.";
     READER_PAUSED = "sitepair_reader_paused", Gauge, "flow", "1 while the topic is full and the reader waits.";
+    SPOOL_RECORDS = "sitepair_spool_records", Gauge, "flow", "Records that wait in this node's spool for Kafka; 0 while Kafka has everything.";
+    SPOOL_BYTES = "sitepair_spool_bytes", Gauge, "flow", "Bytes of their bodies.";
+    SPOOL_SECONDS = "sitepair_spool_age_seconds", Gauge, "flow", "Time since Kafka ceased to take records (away, slow or full); 0 while it takes them.";
+    SPOOL_FULL = "sitepair_spool_full", Gauge, "flow", "1 while the spool is full: the reader waits, and the slot holds WAL back.";
     READER_DURABLE_LSN = "sitepair_reader_durable_lsn", Gauge, "flow", "Everything up to here is durable in the topic.";
     READER_CONFIRMED_LSN = "sitepair_reader_confirmed_lsn", Gauge, "flow", "The last position confirmed to the slot.";
     APPLIED_GROUPS = "sitepair_applied_groups_total", Counter, "flow", "Groups committed at the target.";

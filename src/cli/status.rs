@@ -12,7 +12,7 @@ use super::output::Output;
 use crate::config::Pipeline;
 use crate::model::Result;
 use crate::pipeline::forecast::Outlook;
-use crate::pipeline::status::{self, FlowStatus, TableStatus};
+use crate::pipeline::status::{self, FlowStatus, SpoolStatus, TableStatus};
 
 /// Between two pictures of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -86,6 +86,9 @@ fn table(flows: &[FlowStatus]) -> String {
                 ByteSize(copy.bytes_per_second as u64)
             ));
         }
+        if let Some(spool) = &flow.spool {
+            notes.push_str(&format!("\n{}: {}", flow.flow, spooled(spool)));
+        }
         if let Some(note) = &flow.note {
             notes.push_str(&format!("\n{}: {note}", flow.flow));
         }
@@ -128,6 +131,13 @@ fn outlook(flow: &FlowStatus, wal: &Outlook) -> String {
         size(wal.bytes_per_second.map(|pace| pace as u64)),
         size(wal.free_bytes),
     )
+}
+
+fn spooled(spool: &SpoolStatus) -> String {
+    let (bytes, max_bytes) = (ByteSize(spool.bytes), ByteSize(spool.max_bytes));
+    let full = if spool.full { "; it is full: the reader waits, and the slot holds WAL back" } else { "" };
+    let since = shown(spool.since.as_ref());
+    format!("{} records wait in the spool for Kafka, {bytes} of {max_bytes}, since {since}{full}", spool.records)
 }
 
 fn waiting(table: &TableStatus) -> String {

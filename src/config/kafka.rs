@@ -40,6 +40,9 @@ const SECRET: &[&str] = &[
     "sasl.oauthbearer.config",
 ];
 
+/// A spool holds some of the reader's largest appends at least.
+const SPOOL_MIN_BYTES: u64 = 64 << 20;
+
 /// Ends a property's name where the value is the path of a file that holds it.
 const FILE: &str = "_file";
 
@@ -70,6 +73,9 @@ fn spool(source: &mut Source) -> Option<Spool> {
             "name the spool's directory by `spool`",
         ),
         (true, true) | (false, false) => {}
+    }
+    if max_bytes.is_some_and(|max_bytes| max_bytes < SPOOL_MIN_BYTES) {
+        source.problem("topic.spool_max", "a spool of less than 64MiB is full at once", "give it room, as \"50GiB\"");
     }
     Some(Spool { dir: dir?, max_bytes: max_bytes? })
 }

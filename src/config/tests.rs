@@ -207,6 +207,11 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ),
     (
         "path = \"topic\"",
+        "kind = \"kafka\"\nbrokers = [\"k:1\"]\nspool = \"s\"\nspool_max = \"1MiB\"",
+        "F:13:13: error: a spool of less than 64MiB",
+    ),
+    (
+        "path = \"topic\"",
         "kind = \"kafka\"\nbrokers = [\"k:1\"]\nproperties = { \"acks\" = \"1\" }",
         "F:12:14: error: property \"acks\" is set by sitepair",
     ),

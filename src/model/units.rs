@@ -1,5 +1,7 @@
 //! Sizes and times as people write them and PostgreSQL counts them.
 
+use std::time::SystemTime;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Seconds from 1970-01-01 to 2000-01-01, the epoch of PostgreSQL's timestamps (`POSTGRES_EPOCH_JDATE`).
@@ -18,6 +20,11 @@ pub fn rfc3339(postgres_us: i64) -> String {
 pub fn postgres_us(rfc3339: &str) -> Option<i64> {
     let time = DateTime::parse_from_rfc3339(rfc3339).ok()?;
     time.timestamp_micros().checked_sub(POSTGRES_EPOCH_UNIX_SECONDS * 1_000_000)
+}
+
+/// Microseconds since 2000-01-01 (PostgreSQL's epoch) of a moment.
+pub fn us_of(time: SystemTime) -> i64 {
+    DateTime::<Utc>::from(time).timestamp_micros() - POSTGRES_EPOCH_UNIX_SECONDS * 1_000_000
 }
 
 /// Now, in microseconds since 2000-01-01 (PostgreSQL's epoch).

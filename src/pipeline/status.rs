@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::forecast::{self, Measured, Outlook};
 use super::{inspect, reported, site, slot_guard};
 use crate::applier::checkpoint::{self, Checkpoint};
-use crate::config::Pipeline;
+use crate::config::{Kafka, Pipeline, TopicKind};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::ports::TopicReader;
 use crate::postgres::table_state::{self, TableState};
@@ -31,6 +31,10 @@ pub enum State {
     ReaderDown,
     /// The reader is connected, the applier is not.
     ApplierDown,
+    /// Reader and applier are connected, and the reader goes on in its spool because Kafka is away or behind.
+    Spooling,
+    /// The reader's spool is full: it waits, and the slot holds WAL back.
+    SpoolFull,
     /// Neither is connected.
     Stopped,
     /// The slot is gone or was invalidated: the flow needs a resync.
@@ -73,8 +77,25 @@ pub struct FlowStatus {
     pub copy: Option<CopyStatus>,
     /// Tables that are not at the checkpoint.
     pub tables: Vec<TableStatus>,
+    /// What waits in the spool of this node; null where Kafka has everything, and at other nodes.
+    pub spool: Option<SpoolStatus>,
     /// Why something is null or the state is not a good one.
     pub note: Option<String>,
+}
+
+/// What Kafka may lack, since it is away, slow or full.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpoolStatus {
+    /// Records.
+    pub records: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// `topic.spool_max`.
+    pub max_bytes: u64,
+    /// No more fits: the reader waits, or soon will.
+    pub full: bool,
+    /// When Kafka ceased to take records, RFC 3339; null where the spool's file system does not keep it.
+    pub since: Option<String>,
 }
 
 /// How far the copy of all tables is.
@@ -145,12 +166,13 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     let told = reported.map(|noted| (noted.passed.next_offset, noted.passed.end_lsn));
     let place = checkpoint.as_ref().map(|checkpoint| (checkpoint.next, checkpoint.end_lsn)).or(told);
     let behind = lag(pipeline, flow, source.as_ref(), place).await.map_err(&mut keep).unwrap_or_default();
+    let spool = spooled(pipeline, flow).await.map_err(&mut keep).ok().flatten();
     notes.extend(reported.as_ref().map(reported::note));
     let state = match unreachable {
         _ if not_deployed => State::NotDeployed,
         (true, _) => State::SourceUnreachable,
         (_, true) => State::TargetUnreachable,
-        (false, false) => decide(source.as_ref(), applier_connected, behind.caught_up, &tables),
+        (false, false) => decide(source.as_ref(), applier_connected, behind.caught_up, &tables, spool.as_ref()),
     };
     if state == State::SlotLost {
         notes.push(lost(source.as_ref()));
@@ -174,11 +196,30 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
         ),
         copy,
         tables,
+        spool,
         note: if notes.is_empty() { None } else { Some(notes.join(" | ")) },
     }
 }
 
-fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool, tables: &[TableStatus]) -> State {
+async fn spooled(pipeline: &Pipeline, flow: &FlowName) -> Result<Option<SpoolStatus>> {
+    let TopicKind::Kafka(Kafka { spool: Some(spool), .. }) = &pipeline.topic.kind else { return Ok(None) };
+    let held = topic::spool::look(spool, flow).await?;
+    Ok(held.map(|held| SpoolStatus {
+        records: held.records,
+        bytes: held.bytes,
+        max_bytes: spool.max_bytes,
+        full: held.is_full,
+        since: held.since_us.map(units::rfc3339),
+    }))
+}
+
+fn decide(
+    source: Option<&SourceView>,
+    applier: bool,
+    caught_up: bool,
+    tables: &[TableStatus],
+    spool: Option<&SpoolStatus>,
+) -> State {
     let any =
         |state: table_state::State| tables.iter().any(|table| table.state == state.name() && table.reason.is_none());
     let Some(source) = source else { return State::SourceUnreachable };
@@ -187,8 +228,10 @@ fn decide(source: Option<&SourceView>, applier: bool, caught_up: bool, tables: &
         (true, None) => State::SlotLost,
         (true, Some(slot)) if slot.invalidation.is_some() => State::SlotLost,
         (true, Some(slot)) => match (slot.active, applier) {
+            (true, _) if spool.is_some_and(|spool| spool.full) => State::SpoolFull,
             (true, true) if any(table_state::State::Copying) => State::Copying,
             (true, true) if tables.iter().any(|table| table.reason.is_some()) => State::Paused,
+            (true, true) if spool.is_some() => State::Spooling,
             (true, true) if caught_up && tables.is_empty() => State::Streaming,
             (true, true) => State::CatchingUp,
             (true, false) => State::ApplierDown,

@@ -22,7 +22,7 @@ use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
 use crate::config::{OnFull, Spool};
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, WriterId};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, WriterId, units};
 use crate::ports::{Held, Tail, TopicReader, TopicWriter};
 use crate::topic::embedded::{self, Retention, WriterOptions};
 use crate::topic::head::{End, Unfinished};
@@ -38,8 +38,36 @@ const FORWARD_BYTES: usize = 2 << 20;
 const NEAR_BYTES: u64 = FORWARD_BYTES as u64;
 /// How long.
 const HAND_OVER_WITHIN: Duration = Duration::from_millis(500);
+/// What one append may bring at most: a group of the reader's, with what came last.
+const APPEND_BYTES: u64 = 6 << 20;
 /// Between two looks whether everything is forwarded.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a spool holds, as any process of its node sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    /// Records that Kafka may lack.
+    pub records: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// An append of the largest size no more fits: the reader waits, or soon will.
+    pub is_full: bool,
+    /// When Kafka ceased to take records, microseconds since 2000-01-01; `None` where the file system does not keep it.
+    pub since_us: Option<i64>,
+}
+
+/// Looks into a flow's spool; `None` while Kafka has everything.
+///
+/// # Errors
+/// `TopicDamaged`, `Io`.
+pub async fn look(spool: &Spool, flow: &FlowName) -> Result<Option<Contents>> {
+    let Some(made) = embedded::made(&spool.dir, flow) else { return Ok(None) };
+    let bounds = embedded::Reader::open(&spool.dir, flow)?.bounds().await?;
+    let records = bounds.next.0 - bounds.first.0;
+    let is_full = bounds.bytes.saturating_add(APPEND_BYTES) > spool.max_bytes;
+    let contents = Contents { records, bytes: bounds.bytes, is_full, since_us: made.map(units::us_of) };
+    Ok(Some(contents).filter(|contents| contents.records > 0))
+}
 
 /// A writer of a topic in Kafka with a spool.
 pub struct Spooling {

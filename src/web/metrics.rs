@@ -165,6 +165,12 @@ fn show_status(flow: &str, status: &FlowStatus) {
     show!(names::CHECKPOINT_LSN, flow, status.checkpoint_lsn.map(|lsn| lsn.0));
     show!(names::CONSISTENT_FROM_LSN, flow, status.consistent_from_lsn.map(|lsn| lsn.0));
     show!(names::CHECKPOINT_OFFSET, flow, status.checkpoint_offset);
+    let spool = status.spool.as_ref();
+    let since_us = spool.and_then(|spool| units::postgres_us(spool.since.as_deref()?));
+    show!(names::SPOOL_RECORDS, flow, Some(spool.map_or(0, |spool| spool.records)));
+    show!(names::SPOOL_BYTES, flow, Some(spool.map_or(0, |spool| spool.bytes)));
+    show!(names::SPOOL_SECONDS, flow, Some(since_us.map_or(0.0, |since| (units::now_us() - since) as f64 / 1e6)));
+    show!(names::SPOOL_FULL, flow, Some(u8::from(spool.is_some_and(|spool| spool.full))));
     show!(names::WAITING_TABLES, flow, Some(status.tables.len() as f64));
     show!(names::COPY_ROWS, flow, status.copy.map(|copy| copy.rows));
     show!(names::COPY_ESTIMATED_ROWS, flow, status.copy.map(|copy| copy.estimated_rows));

@@ -31,4 +31,5 @@ mod story;
 mod support;
 mod tls;
 mod topic;
+mod verbs;
 mod wal;

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -137,6 +137,11 @@ pub fn open_for_writing(files: &Files, first: u64) -> Result<(Connection, Meta)>
 /// True when the topic's file is there.
 pub fn is_there(dir: &Path, flow: &FlowName) -> bool {
     Files::of(dir, flow).db.exists()
+}
+
+/// When the topic's file was made, as far as its file system keeps that; the outer `None` where there is no file.
+pub fn made(dir: &Path, flow: &FlowName) -> Option<Option<SystemTime>> {
+    fs::metadata(Files::of(dir, flow).db).ok().map(|meta| meta.created().ok())
 }
 
 /// Removes a topic that was closed.

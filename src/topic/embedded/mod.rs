@@ -47,7 +47,7 @@ mod wake;
 mod writer;
 
 pub use aside::{await_closed, set_aside};
-pub use file::{is_there, remove};
+pub use file::{is_there, made, remove};
 pub use reader::Reader;
 pub use retention::{Dropped, Retention};
 pub use writer::{Writer, WriterOptions};

@@ -144,20 +144,14 @@ impl ClientContext for Events {
         // `[thrd:ADDRESS]: ` comes first and says nothing to an operator.
         let text = message.split_once("]: ").map_or(message, |(_, text)| text);
         if facility == "FAIL" {
-            let refused = text.contains("uthentication") || text.contains("SASL");
-            let code = match (refused, text.contains("SSL handshake failed") || text.contains("certificate")) {
-                (true, _) => RDKafkaErrorCode::Authentication,
-                (false, true) => RDKafkaErrorCode::SSL,
-                (false, false) => RDKafkaErrorCode::BrokerTransportFailure,
-            };
-            self.note(code, text);
+            self.note(failure(text), text);
         }
         tracing::debug!(?level, facility, text, "librdkafka");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         if let Some(code) = error.rdkafka_error_code() {
-            self.note(code, reason);
+            self.note(if is_of_login(code) { failure(reason) } else { code }, reason);
         }
         tracing::debug!(%error, reason, "librdkafka");
     }
@@ -170,6 +164,22 @@ impl ProducerContext for Events {
 
     /// A message that was not delivered fails the commit of its transaction, which says so.
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// librdkafka gives these for whatever goes wrong while it logs in, a connection that breaks included: only the text tells.
+fn is_of_login(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
+}
+
+/// What librdkafka means by the text of a failed connection. A local error, and one at the transport, is none of the broker's.
+fn failure(text: &str) -> RDKafkaErrorCode {
+    let broke = text.contains("Local: ") || text.contains("Disconnected") || text.contains("timed out");
+    let tls = text.contains("SSL handshake failed") || text.contains("certificate");
+    match (broke, tls, text.contains("uthentication") || text.contains("SASL")) {
+        (true, _, _) | (false, false, false) => RDKafkaErrorCode::BrokerTransportFailure,
+        (false, true, _) => RDKafkaErrorCode::SSL,
+        (false, false, true) => RDKafkaErrorCode::Authentication,
+    }
 }
 
 /// What the cluster says of a topic: tried again until there is an answer, a refusal, or `patience` is over. A first
@@ -203,7 +213,7 @@ pub fn listen(consumer: &BaseConsumer<Events>) {
     for _ in 0..LISTEN_EVENTS {
         match consumer.poll(Duration::ZERO) {
             Some(Err(error)) => {
-                if let Some(code) = error.rdkafka_error_code() {
+                if let Some(code) = error.rdkafka_error_code().filter(|code| !is_of_login(*code)) {
                     consumer.context().note(code, "");
                 }
             }
@@ -222,6 +232,7 @@ pub fn fault(place: &str, doing: &str, error: &KafkaError, events: Option<&Event
         KafkaError::MetadataFetch(code) => meaning(*code),
         other => other.rdkafka_error_code().map_or(Code::Unreachable, |code| passing(meaning(code))),
     };
+    let code = if error.rdkafka_error_code().is_some_and(is_of_login) { Code::Unreachable } else { code };
     let text = match error {
         // The value may be a secret.
         KafkaError::ClientConfig(_, what, name, _) => format!("property \"{name}\": {what}"),
@@ -285,5 +296,48 @@ fn meaning(code: RDKafkaErrorCode) -> Code {
         K::AutoOffsetReset | K::OffsetOutOfRange => Code::TopicGap,
         K::BadMessage | K::InvalidMessage => Code::TopicDamaged,
         _ => Code::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts of librdkafka 2.12 (rdkafka_sasl.c, rdkafka_ssl.c, rdkafka_broker.c), as its log and its error callback have them.
+    #[test]
+    fn a_connection_that_breaks_during_a_login_is_no_refusal() {
+        use RDKafkaErrorCode as K;
+        for (text, expected) in [
+            (
+                "SASL authentication error: Authentication failed during authentication due to invalid credentials with SASL \
+                 mechanism SCRAM-SHA-512 (after 312ms in state AUTH_REQ)",
+                K::Authentication,
+            ),
+            (
+                "SASL SCRAM-SHA-1 mechanism handshake failed: Broker: Unsupported SASL mechanism: broker's supported mechanisms: ",
+                K::Authentication,
+            ),
+            (
+                "SASL authentication error: SaslAuthenticateRequest failed: Local: Broker transport failure",
+                K::BrokerTransportFailure,
+            ),
+            ("SASL authentication error: SaslAuthenticateRequest failed: Local: Timed out", K::BrokerTransportFailure),
+            (
+                "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?",
+                K::BrokerTransportFailure,
+            ),
+            ("Connection setup timed out in state SSL_HANDSHAKE", K::BrokerTransportFailure),
+            (
+                "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed: broker certificate could not be verified",
+                K::SSL,
+            ),
+            ("Connect to ipv4#127.0.0.1:1 failed: Connection refused", K::BrokerTransportFailure),
+        ] {
+            let events = Events::default();
+            events.error(KafkaError::Global(K::Authentication), text);
+            assert_eq!(failure(text), expected, "{text}");
+            let late = KafkaError::MessageConsumption(K::Authentication);
+            assert_eq!(fault("k", "read", &late, Some(&events)).code, meaning(expected), "{text}");
+        }
     }
 }

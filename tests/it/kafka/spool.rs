@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use sitepair::config::Spool;
 use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp};
 use sitepair::ports::{Seek, TopicReader, TopicWriter};
 use sitepair::topic::kafka::{Cluster, Reader};
 use sitepair::topic::spool::Spooling;
 
+use crate::cli::answer;
 use crate::kafka::broker::{self, Brokers};
 use crate::kafka::flow::{consumed, pair};
 use crate::pair::{PATIENCE, Pair};
@@ -265,6 +267,60 @@ fn a_run_to_a_goal_waits_for_the_spool() {
     assert!(!file.exists(), "nothing is left in the spool");
 }
 
+/// What `status` says at the reader's node.
+fn stands(pair: &Pair) -> Value {
+    let mut status = answer(&pair.sitepair(&["--json", "status"]), "schemas/status.schema.json");
+    status["flows"][0].take()
+}
+
+/// Waits for a state.
+fn until_state(pair: &Pair, state: &str) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let flow = stands(pair);
+        if flow["state"] == state {
+            return flow;
+        }
+        assert!(Instant::now() < until, "never {state}: {flow}\n{}", pair.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// What an operator sees while Kafka is away and the spool fills, and the commands of the runbook once the topic is gone.
+#[test]
+fn the_runbook_leads_through_an_outage() {
+    let (brokers, _one) = broker::mortal();
+    let dir = tempfile::tempdir().expect("a directory");
+    let spool = spool_of(dir.path()).replace("100MiB", "64MiB");
+    let pair = pair(18, brokers, &spool);
+    pair.deploy();
+    let mut reader = pair.daemon(&["--site", "a"], &[]);
+    let mut applier = pair.daemon(&["--site", "b"], &[]);
+    acknowledged(&pair, "the broker lives");
+    until_state(&pair, "streaming");
+    brokers.stop(0);
+    acknowledged(&pair, "the broker is away");
+    let flow = until_state(&pair, "spooling");
+    let spool = &flow["spool"];
+    assert!(spool["records"].as_u64() > Some(0) && spool["full"] == false && spool["since"].is_string(), "{flow}");
+    let text = pair.sitepair(&["status"]).stdout;
+    assert!(text.contains("records wait in the spool for Kafka"), "{text}");
+    pair.source.sql("insert into account (name) select repeat('x', 1000000) from generate_series(1, 70)");
+    let flow = until_state(&pair, "spool-full");
+    assert!(flow["spool"]["bytes"].as_u64() > Some(50 << 20), "{flow}");
+    brokers.start_all();
+    pair.source.sql("delete from account where length(name) > 1000");
+    pair.settle();
+    let flow = until_state(&pair, "streaming");
+    assert!(flow["spool"].is_null(), "{flow}");
+    pair.assert_equal("account");
+    assert_eq!((reader.stop(), applier.stop()), (0, 0), "{}", pair.log());
+    super::delete_topic(brokers, &format!("sitepair_{}", pair.flow()));
+    pair.source.sql("insert into account (name) values ('after')");
+    pair.runbook("kafka.md", &[]);
+    pair.assert_equal("account");
+}
+
 /// S5, with everything that can go wrong at once.
 #[test]
 fn a_flow_survives_its_brokers() {
@@ -286,6 +342,7 @@ fn a_flow_survives_its_brokers() {
     brokers.kill((leader + 1) % 3);
     brokers.kill((leader + 2) % 3);
     acknowledged(&pair, "two are dead");
+    until_state(&pair, "spooling");
     reader.kill();
     // All: the reader starts with nothing but its spool.
     brokers.kill(leader);
