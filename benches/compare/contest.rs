@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::meter::{Home, Meter, Usage};
-use crate::stage::{Build, DATABASE, OBJECT, Sql, Stage};
+use crate::stage::{Build, DATABASE, OBJECT, Sql, Stage, Topic};
 use crate::workload::Workload;
 
 /// Longest time that a contestant may take.
@@ -34,7 +34,7 @@ pub enum Contestant {
     /// The same with `streaming = parallel`: applied before they commit.
     NativeParallel,
     /// Slot to target through the topic.
-    Sitepair(Build),
+    Sitepair(Build, Topic),
 }
 
 impl Contestant {
@@ -51,7 +51,8 @@ impl Contestant {
         if workload.large && stage.major() >= 16 {
             all.push(NativeParallel);
         }
-        all.extend(builds.iter().copied().map(Sitepair));
+        all.extend(builds.iter().map(|build| Sitepair(*build, Topic::Embedded)));
+        all.push(Sitepair(Build::This, Topic::Peer));
         all
     }
 
@@ -65,8 +66,10 @@ impl Contestant {
             Self::Native => "native",
             Self::NativeStreaming => "native, streaming = on",
             Self::NativeParallel => "native, streaming = parallel",
-            Self::Sitepair(Build::This) => "sitepair, slot to target",
-            Self::Sitepair(Build::Other) => "other build, slot to target",
+            Self::Sitepair(Build::This, Topic::Embedded) => "sitepair, slot to target",
+            Self::Sitepair(Build::This, Topic::Peer) => "sitepair, slot to target by HTTPS",
+            Self::Sitepair(Build::Other, Topic::Embedded) => "other build, slot to target",
+            Self::Sitepair(Build::Other, Topic::Peer) => "other build, slot to target by HTTPS",
         }
     }
 }
@@ -152,12 +155,12 @@ impl<'a> Scene<'a> {
         let slot = match contestant {
             Contestant::Recvlogical => "bench_recvlogical",
             Contestant::Native | Contestant::NativeStreaming | Contestant::NativeParallel => "bench_native",
-            Contestant::Reader(_) | Contestant::Replay(_) | Contestant::Sitepair(_) => OBJECT,
+            Contestant::Reader(_) | Contestant::Replay(_) | Contestant::Sitepair(..) => OBJECT,
         };
         if !matches!(contestant, Contestant::Replay(_)) {
             self.restore_slot(&source, slot);
         }
-        if matches!(contestant, Contestant::Reader(_) | Contestant::Sitepair(_)) {
+        if matches!(contestant, Contestant::Reader(_) | Contestant::Sitepair(..)) {
             let topic = self.stage.dir.join("topic");
             let _ = fs::remove_dir_all(&topic);
             copy_dir(&self.stage.dir.join("topic.seeded"), &topic);
@@ -170,10 +173,16 @@ impl<'a> Scene<'a> {
         let run = match contestant {
             Contestant::Recvlogical => self.recvlogical(&source, slot),
             Contestant::Reader(build) => {
-                self.to_its_end(&source, self.stage.sitepair(build, &["run", "--reader", "--once"]))
+                self.to_its_end(&source, self.stage.sitepair(build, Topic::Embedded, &["run", "--reader", "--once"]))
             }
-            Contestant::Replay(build) => self.daemon(&source, build, &["run", "--applier"]),
-            Contestant::Sitepair(build) => self.daemon(&source, build, &["run"]),
+            Contestant::Replay(build) => self.daemons(&source, (build, Topic::Embedded), &[&["run", "--applier"]]),
+            Contestant::Sitepair(build, Topic::Embedded) => {
+                self.daemons(&source, (build, Topic::Embedded), &[&["run"]])
+            }
+            Contestant::Sitepair(build, Topic::Peer) => {
+                let nodes: [&[&str]; 2] = [&["--site", "a", "run"], &["--site", "b", "run"]];
+                self.daemons(&source, (build, Topic::Peer), &nodes)
+            }
             Contestant::Native => self.native(&source, slot, "off"),
             Contestant::NativeStreaming => self.native(&source, slot, "on"),
             Contestant::NativeParallel => self.native(&source, slot, "parallel"),
@@ -231,15 +240,14 @@ impl<'a> Scene<'a> {
         Run { seconds, usage, target_wal_bytes: 0 }
     }
 
-    fn daemon(&self, source: &Sql, build: Build, args: &[&str]) -> Run {
-        let mut daemon = None;
+    fn daemons(&self, source: &Sql, (build, topic): (Build, Topic), nodes: &[&[&str]]) -> Run {
+        let mut daemons = Vec::new();
         let run = self.until_visible(source, || {
-            let child = self.stage.sitepair(build, args).spawn().expect("starts");
-            let id = child.id();
-            daemon = Some(Daemon(child));
-            vec![(id, Home::Client)]
+            let start = |args: &&[&str]| Daemon(self.stage.sitepair(build, topic, args).spawn().expect("starts"));
+            daemons.extend(nodes.iter().map(start));
+            daemons.iter().map(|daemon| (daemon.0.id(), Home::Client)).collect()
         });
-        drop(daemon);
+        drop(daemons);
         run
     }
 

@@ -32,7 +32,7 @@ use std::process::Command;
 use contest::{Contestant, Daemon, Scene};
 use latency::Latency;
 use report::Entry;
-use stage::{Build, DATABASE, OBJECT, Sql, Stage};
+use stage::{Build, DATABASE, OBJECT, Sql, Stage, Topic};
 use workload::Workload;
 
 /// Rates of the latency part, transactions a second.
@@ -61,6 +61,7 @@ fn main() {
     let runs: usize = variable("SITEPAIR_BENCH_RUNS", "3").parse().expect("SITEPAIR_BENCH_RUNS is a number");
     let only = std::env::var("SITEPAIR_BENCH_ONLY").ok();
     let wants = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
+    let busy = load_average();
     let (mut entries, mut latencies) = (Vec::new(), Vec::new());
     let mut versions = Vec::new();
     for bin in servers() {
@@ -73,7 +74,7 @@ fn main() {
             latencies.extend(measure_latency(&stage));
         }
     }
-    let head = head(&versions, scale, runs);
+    let head = head(&versions, scale, runs, &busy);
     println!("{head}");
     if !entries.is_empty() {
         let plot = "![speed relative to native logical replication](benchmarks.svg)";
@@ -147,8 +148,8 @@ fn measure_latency(stage: &Stage) -> Vec<Latency> {
     target.run("truncate tick");
     stage.write_pipeline("[[tables]]\ninclude = [\"public.tick\"]");
     stage.do_sitepair(&["deploy"]);
-    let daemon = Daemon(stage.sitepair(Build::This, &["run"]).spawn().expect("starts"));
-    measure(Contestant::Sitepair(Build::This));
+    let daemon = Daemon(stage.sitepair(Build::This, Topic::Embedded, &["run"]).spawn().expect("starts"));
+    measure(Contestant::Sitepair(Build::This, Topic::Embedded));
     drop(daemon);
     drop((source, target));
     let at_source = Sql::connect(&stage.source, "postgres");
@@ -165,8 +166,14 @@ fn measure_latency(stage: &Stage) -> Vec<Latency> {
     all
 }
 
+/// Of the last one, five and fifteen minutes.
+fn load_average() -> String {
+    let averages = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    averages.split_whitespace().take(3).collect::<Vec<_>>().join(", ")
+}
+
 /// What it ran on.
-fn head(versions: &[String], scale: f64, runs: usize) -> String {
+fn head(versions: &[String], scale: f64, runs: usize, busy: &str) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -184,7 +191,8 @@ fn head(versions: &[String], scale: f64, runs: usize) -> String {
          Servers: {}; the rest as PostgreSQL has it (fsync and synchronous_commit on, TCP over loopback without TLS).\n\
          Native: `copy_data = false`, `synchronous_commit` as a subscription has it (off: what is confirmed to the source is flushed \
          first); sitepair: synchronous_commit on, topic synced at each append, groups as by default.\n\
-         Scale {scale}, {runs} run(s) of each, in turn; the medians, with the least and the most.\n",
+         Scale {scale}, {runs} run(s) of each, in turn; the medians, with the least and the most.\n\
+         Load average before it began: {busy}. Well above 0, other work took its share, and only large ratios say anything.\n",
         cores,
         field(&cpu, "model name"),
         memory_kib >> 20,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::contest::{Contestant, Run};
 use crate::latency::Latency;
-use crate::stage::Build;
+use crate::stage::{Build, Topic};
 
 /// All runs of one contestant in one workload.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -86,8 +86,8 @@ pub fn throughput(entries: &[Entry]) -> String {
             scene.version,
             scene.workload,
             of(Contestant::Reader(Build::This), Contestant::Recvlogical),
-            of(Contestant::Sitepair(Build::This), Contestant::Native),
-            of(Contestant::Sitepair(Build::This), Contestant::Recvlogical),
+            of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Native),
+            of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Recvlogical),
             of(Contestant::Replay(Build::This), Contestant::Native),
         );
     }
@@ -157,7 +157,7 @@ const COLOURS: [(Contestant, &str); 5] = [
     (Contestant::Recvlogical, "#9aa5b1"),
     (Contestant::Native, "#52606d"),
     (Contestant::Reader(Build::This), "#7cc4fa"),
-    (Contestant::Sitepair(Build::This), "#127fbf"),
+    (Contestant::Sitepair(Build::This, Topic::Embedded), "#127fbf"),
     (Contestant::Replay(Build::This), "#f0b429"),
 ];
 

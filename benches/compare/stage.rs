@@ -1,5 +1,6 @@
 //! The servers, plain SQL, and the pipeline between them.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -86,6 +87,24 @@ pub enum Build {
     Other,
 }
 
+/// Where the topic lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Topic {
+    /// A file of the one node that does everything.
+    Embedded,
+    /// The same file, at a node of the source that serves it over HTTPS to a node of the target.
+    Peer,
+}
+
+impl Topic {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Embedded => "bench.toml",
+            Self::Peer => "peer.toml",
+        }
+    }
+}
+
 /// Two servers of one version, and a directory for topic and files.
 pub struct Stage {
     pub version: String,
@@ -128,31 +147,56 @@ impl Stage {
         Sql::connect(&self.target, DATABASE)
     }
 
-    /// Writes the pipeline file.
+    /// Writes the pipeline file, once for each place of the topic.
     pub fn write_pipeline(&self, rules: &str) {
         let login = |cluster: &Cluster| format!("{} sslmode=disable", cluster.conninfo("postgres", DATABASE));
-        let text = format!(
-            "pipeline = \"bench\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{}\"\n[site.b]\npostgres = \"{}\"\n\
-             {rules}\n[topic]\npath = \"topic\"\n[wal]\nlimit = \"500GiB\"\n",
-            login(&self.source),
-            login(&self.target),
+        let port = sitepair::cli::demo::cluster::free_port().expect("a free port");
+        self.write_secrets();
+        let peer = (
+            format!(
+                "listen = \"127.0.0.1:{port}\"\nurl = \"https://127.0.0.1:{port}\"\ntoken_file = \"token\"\n\
+                 tls = {{ cert = \"node.pem\", key = \"node.key\" }}\n"
+            ),
+            "tls = { ca = \"node.pem\" }\n",
+            "kind = \"peer\"\n",
         );
-        std::fs::write(self.dir.join("bench.toml"), text).expect("writable");
+        for (topic, (at_a, at_b, kind)) in [(Topic::Embedded, (String::new(), "", "")), (Topic::Peer, peer)] {
+            let text = format!(
+                "pipeline = \"bench\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{}\"\n{at_a}\
+                 [site.b]\npostgres = \"{}\"\n{at_b}{rules}\n[topic]\n{kind}path = \"topic\"\n[wal]\nlimit = \"500GiB\"\n",
+                login(&self.source),
+                login(&self.target),
+            );
+            std::fs::write(self.dir.join(topic.file()), text).expect("writable");
+        }
     }
 
-    /// `sitepair`, with the pipeline file; what it logs goes to `sitepair.log`.
-    pub fn sitepair(&self, build: Build, args: &[&str]) -> Command {
+    /// The token and the certificate of the node that serves the topic.
+    fn write_secrets(&self) {
+        let write = |name: &str, text: &str| {
+            let path = self.dir.join(name);
+            std::fs::write(&path, text).expect("writable");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("ours");
+        };
+        let node = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+        write("token", "a token of the benchmark");
+        write("node.pem", &node.cert.pem());
+        write("node.key", &node.signing_key.serialize_pem());
+    }
+
+    /// `sitepair`, with the pipeline file of that topic; what it logs goes to `sitepair.log`.
+    pub fn sitepair(&self, build: Build, topic: Topic, args: &[&str]) -> Command {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("sitepair.log"));
         let other = self.other.as_deref().filter(|_| build == Build::Other);
         let mut command = Command::new(other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_sitepair"))));
-        command.arg("--pipeline").arg(self.dir.join("bench.toml")).args(args);
+        command.arg("--pipeline").arg(self.dir.join(topic.file())).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
         command
     }
 
     /// Runs a verb of this build, which must succeed.
     pub fn do_sitepair(&self, args: &[&str]) {
-        let status = self.sitepair(Build::This, args).status().expect("sitepair runs");
+        let status = self.sitepair(Build::This, Topic::Embedded, args).status().expect("sitepair runs");
         assert!(status.success(), "sitepair {args:?}: {status}\n{}", self.log());
     }
 
