@@ -2,9 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use sitepair::cli::args::Cli;
@@ -51,6 +52,55 @@ fn the_error_catalogue() {
         writeln!(page, "| `{}` | {level} | {} | {} |", notice.name, notice.cause, notice.remedy).expect("writes");
     }
     check("docs/ERRORS.md", &page);
+}
+
+/// Each `warn!` and `error!` of the program names the notice that the catalogue has at that level, and each is used.
+#[test]
+fn lines_of_the_log_are_in_the_catalogue() {
+    let names = fs::read_to_string(root().join("src/telemetry/notice.rs")).expect("the catalogue");
+    let (mut wrong, mut used) = (Vec::new(), BTreeSet::new());
+    for (path, text) in sources(&root().join("src")) {
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        for (level, call) in [("Warn", "warn!("), ("Error", "error!(")] {
+            for (at, _) in code.match_indices(call) {
+                let line = code[..at].lines().count();
+                if code[..at].lines().last().is_some_and(|before| before.trim_start().starts_with("//")) {
+                    continue;
+                }
+                let named = code[at + call.len()..].trim_start().strip_prefix("notice = notice::");
+                let name: String =
+                    named.unwrap_or_default().chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+                let entry = names.lines().map(str::trim).find(|entry| entry.starts_with(&format!("{name} = ")));
+                if name.is_empty() || !entry.is_some_and(|entry| entry.contains(&format!(", {level}, "))) {
+                    wrong.push(format!(
+                        "{}:{line}: begin with `notice = notice::NAME` of src/telemetry/notice.rs",
+                        path.display()
+                    ));
+                }
+                used.insert(name);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(used.len(), NOTICES.len(), "a notice that nothing logs; logged are {used:?}");
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            found.push((path, text));
+        }
+    }
+    found
 }
 
 #[test]

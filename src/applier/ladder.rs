@@ -28,6 +28,7 @@ use crate::config::{OnError, TruncatePolicy};
 use crate::failpoint;
 use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, Track, units};
 use crate::postgres::table_state;
+use crate::telemetry::notice;
 
 type Result<T, E = Halt> = std::result::Result<T, E>;
 
@@ -137,7 +138,7 @@ impl Ladder {
         if batch.ends.len() == 1 {
             return Ok(vec![self.rows(&unit, error).await?]);
         }
-        tracing::warn!(flow = %self.checkpoint.flow, error = %error.what, "a group fails, its transactions go one by one");
+        tracing::warn!(notice = notice::GROUP_FAILS, flow = %self.checkpoint.flow, error = %error.what, "a group fails, its transactions go one by one");
         self.singles(batch).await
     }
 
@@ -525,7 +526,9 @@ impl Ladder {
             };
             match self.on_error {
                 OnError::Stop => return Err(fault.into()),
-                OnError::Park => tracing::warn!(flow = %self.checkpoint.flow, error = %fault, "parked"),
+                OnError::Park => {
+                    tracing::warn!(notice = notice::PARKED, flow = %self.checkpoint.flow, error = %fault, "parked")
+                }
             }
             culprits.extend(found);
             match self.attempts(unit, frame, &culprits, effects).await? {

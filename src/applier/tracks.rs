@@ -18,6 +18,7 @@ use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, TableName, Track};
 use crate::postgres::table_state::{self, Pause, State, TableState};
 use crate::postgres::{origin, sqlstate};
+use crate::telemetry::notice;
 
 /// Paused tables whose definition at the target has changed since they were found not to fit: [`begin_joining`] takes them
 /// up.
@@ -205,7 +206,7 @@ pub(super) async fn pause(
         Ok(())
     })
     .await?;
-    tracing::warn!(%flow, %table, offset = %at.next, lsn = %at.end_lsn, fault = %misfit.fault, "the table pauses, the others go on");
+    tracing::warn!(notice = notice::TABLE_PAUSED, %flow, %table, offset = %at.next, lsn = %at.end_lsn, fault = %misfit.fault, "the table pauses, the others go on");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ struct Answer {
     transactions: u64,
     rows: u64,
     bytes: u64,
+    seconds: Option<f64>,
     tables: u64,
     flows: BTreeMap<String, Pending>,
 }
@@ -34,6 +35,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &PendingArgs, outpu
         answer.rows += pending.rows;
         answer.bytes += pending.bytes;
         answer.tables += pending.tables;
+        answer.seconds = [answer.seconds, pending.seconds()].into_iter().flatten().reduce(f64::max);
         output.line(&describe(&flow.to_string(), &pending));
         answer.flows.insert(flow.to_string(), pending);
     }
@@ -50,5 +52,6 @@ fn describe(flow: &str, pending: &Pending) -> String {
         return format!("{flow}: nothing pending");
     }
     let Pending { transactions, rows, bytes, .. } = pending;
-    format!("{flow}: {transactions} transactions, {rows} rows, {bytes} bytes pending{copies}")
+    let since = pending.seconds().map_or(String::new(), |seconds| format!(", the oldest for {seconds:.1} s"));
+    format!("{flow}: {transactions} transactions, {rows} rows, {bytes} bytes pending{since}{copies}")
 }

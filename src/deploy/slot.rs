@@ -11,6 +11,7 @@ use crate::postgres::replication::{CreatedSlot, Replication};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::sqlstate;
 use crate::postgres::transactions::{LOOK_EVERY, in_the_way};
+use crate::telemetry::notice;
 
 use super::server::Node;
 
@@ -102,11 +103,11 @@ pub(super) async fn create(
             if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
                 break sessions;
             }
-            tracing::warn!(%what, behind = %sessions, "waiting for older transactions to end");
+            tracing::warn!(notice = notice::OLD_TRANSACTIONS, %what, behind = %sessions, "waiting for older transactions to end");
         }
     };
     if let Err(fault) = drop_slot(node, name).await {
-        tracing::warn!(%fault, slot = name, "the slot's creation goes on at the server; the next deploy drops it");
+        tracing::warn!(notice = notice::SLOT_LEFT, %fault, slot = name, "the slot's creation goes on at the server; the next deploy drops it");
     }
     Err(timed_out(&what, &sessions))
 }

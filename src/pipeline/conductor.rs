@@ -25,6 +25,7 @@ use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::session;
 use crate::postgres::table_state::{self, State};
 use crate::snapshot::{self, CopyParts, CopyState};
+use crate::telemetry::notice;
 use crate::topic;
 
 /// Between two looks at the target while works run.
@@ -287,7 +288,7 @@ impl Conductor {
             Err(Fault::new(Code::Interrupted, "the command that asked is gone: nothing was done"))
         };
         if let Err(fault) = &outcome {
-            tracing::warn!(flow = %self.flow, %fault, "a request ended");
+            tracing::warn!(notice = notice::REQUEST_FAILED, flow = %self.flow, %fault, "a request ended");
         }
         request::answer(session, waiting.id, &outcome).await
     }

@@ -15,6 +15,7 @@ use crate::model::{Code, Fault, FlowName, Result, TableName};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{flow as installed, publication};
 use crate::rules::Selected;
+use crate::telemetry::notice;
 
 /// Between two looks at the source.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -85,12 +86,14 @@ pub(super) async fn watch(
             Ok(never) => match never {},
             Err(fault) if fault.is_transient() && into.borrow().is_none() && !told => {
                 told = true;
-                tracing::warn!(%flow, %fault, "this node does not reach the source's database: no table is copied, and no new one is taken up, until it does (a copy through the topic is not supported yet); what the topic brings of tables that are copied is applied");
+                tracing::warn!(notice = notice::SOURCE_OUT_OF_REACH, %flow, %fault, "this node does not reach the source's database: no table is copied, and no new one is taken up, until it does (a copy through the topic is not supported yet); what the topic brings of tables that are copied is applied");
             }
             Err(fault) if fault.is_transient() => {
                 tracing::debug!(%flow, %fault, "the source does not say which tables there are")
             }
-            Err(fault) => tracing::warn!(%flow, %fault, "which tables the flow has is unknown"),
+            Err(fault) => {
+                tracing::warn!(notice = notice::TABLES_UNKNOWN, %flow, %fault, "which tables the flow has is unknown")
+            }
         }
         tokio::time::sleep(RETRY).await;
     }

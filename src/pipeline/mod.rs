@@ -44,6 +44,7 @@ use crate::config::{Pipeline, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::{Goal, Stop};
 use crate::snapshot::CopyState;
+use crate::telemetry::notice;
 use board::Board;
 pub use goal::Timing;
 
@@ -159,7 +160,7 @@ impl Worst {
     fn note(&self, board: &Board, flow: &FlowName, ended: Result<()>) {
         let Err(fault) = ended else { return };
         let fault = fault.at(flow);
-        tracing::error!(%fault, "flow stopped");
+        tracing::error!(notice = notice::FLOW_STOPPED, %flow, %fault, "flow stopped");
         board.flow(flow).stopped.send_replace(Some(fault.clone()));
         self.keep(fault);
     }
@@ -234,7 +235,7 @@ async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &W
         () = wait_until_stopped(stop) => drop(halt.send_replace(true)),
     }
     if tokio::time::timeout(STOP_PATIENCE, running).await.is_err() {
-        tracing::warn!(flow = %name, waited_s = STOP_PATIENCE.as_secs(), "what was under way did not end and is given up; the next start does it again");
+        tracing::warn!(notice = notice::GIVEN_UP, flow = %name, waited_s = STOP_PATIENCE.as_secs(), "what was under way did not end and is given up; the next start does it again");
     }
 }
 

@@ -4,8 +4,8 @@
 //! daemon runs. Rules, filter transitions and the check against the topic's end are the reader's own.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -104,6 +104,8 @@ pub struct Counts {
     transactions: AtomicU64,
     rows: AtomicU64,
     bytes: AtomicU64,
+    /// Commit time of the first one.
+    oldest_us: OnceLock<i64>,
 }
 
 impl Counts {
@@ -114,6 +116,7 @@ impl Counts {
             transactions: value(&self.transactions),
             rows: value(&self.rows),
             bytes: value(&self.bytes),
+            oldest_us: self.oldest_us.get().copied(),
             tables: 0,
         }
     }
@@ -142,6 +145,9 @@ impl<T: TopicReader> TopicWriter for Counter<T> {
                 Stamp::Part { rows } => (0, rows),
                 Stamp::Last { rows, .. } => (1, rows),
             };
+            if let Stamp::Last { mark, .. } = &record.stamp {
+                self.counts.oldest_us.get_or_init(|| mark.commit_time_us);
+            }
             self.counts.transactions.fetch_add(transactions, Ordering::Relaxed);
             self.counts.rows.fetch_add(u64::from(rows), Ordering::Relaxed);
             if !matches!(record.stamp, Stamp::Progress { .. }) {

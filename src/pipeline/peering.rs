@@ -12,6 +12,7 @@ use crate::config::{Dial, Pipeline};
 use crate::model::{FlowName, Offset, Result, Track};
 use crate::postgres::session::{self, Session};
 use crate::postgres::sqlstate;
+use crate::telemetry::notice;
 use crate::topic::peer::message::Passed;
 use crate::topic::peer::{Access, Peer};
 
@@ -29,7 +30,7 @@ pub async fn keep(pipeline: &Pipeline, flow: &FlowName, board: &FlowBoard) -> In
             if fault.is_transient() {
                 tracing::debug!(%flow, %fault, "the peer could not be told what is applied");
             } else {
-                tracing::warn!(%flow, %fault, "the peer could not be told what is applied");
+                tracing::warn!(notice = notice::PEER_UNTOLD, %flow, %fault, "the peer could not be told what is applied");
             }
         }
         tokio::time::sleep(INTERVAL).await;

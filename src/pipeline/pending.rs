@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::amount::Pending;
 use super::peek::{Counter, Counts, Peek};
-use super::{reading, reported, site, waiting};
+use super::{inspect, reading, reported, site, waiting};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, WriterId};
@@ -160,7 +160,13 @@ async fn held(topic: &mut topic::Reader, from: Offset, upto: Lsn) -> Result<(Pen
     // A transaction that ends after the position was committed later than the question was asked.
     let to = topic.find(Seek::Lsn(upto)).await?;
     let count = if to > from { topic.count(from, to).await? } else { Default::default() };
+    let first = topic.bounds().await?.first;
+    let oldest_us = match count.transactions {
+        0 => None,
+        _ => inspect::commit_time_us(topic, from.max(first)).await?,
+    };
     let held = Pending {
+        oldest_us,
         transactions: count.transactions,
         rows: count.rows,
         bytes: if count.transactions > 0 { count.bytes } else { 0 },
@@ -170,8 +176,9 @@ async fn held(topic: &mut topic::Reader, from: Offset, upto: Lsn) -> Result<(Pen
 }
 
 async fn parked(target: &Session, flow: &FlowName) -> Result<Pending> {
-    let sql = "select count(distinct end_lsn), count(*), coalesce(sum(octet_length(image::text)), 0)::bigint from sitepair.parked where flow = $1";
+    let sql = "select count(distinct end_lsn), count(*), coalesce(sum(octet_length(image::text)), 0)::bigint, \
+               (extract(epoch from min(commit_time) - timestamptz '2000-01-01 00:00:00Z') * 1000000)::bigint from sitepair.parked where flow = $1";
     let row = target.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
-    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2), tables: 0 })
+    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2), oldest_us: row.get(3), tables: 0 })
 }

@@ -10,6 +10,7 @@ use crate::config::{Pipeline, TopicKind};
 use crate::model::{FlowName, Offset, Result, units};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{flow as installed, sqlstate, wal};
+use crate::telemetry::notice;
 use crate::topic::embedded::Retention;
 use crate::topic::peer::passed;
 
@@ -45,7 +46,7 @@ fn said(flow: &FlowName, what: &str, outcome: Result<()>) {
     match outcome {
         Ok(()) => {}
         Err(fault) if fault.is_transient() => tracing::debug!(%flow, %fault, "{what} waits for the target"),
-        Err(fault) => tracing::warn!(%flow, %fault, "{what} could not run"),
+        Err(fault) => tracing::warn!(notice = notice::RETENTION_FAILED, %flow, %fault, "{what} could not run"),
     }
 }
 

@@ -8,7 +8,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::model::{Class, Code, Fault, Result};
 use crate::ports::Stop;
-use crate::telemetry;
+use crate::telemetry::{self, notice};
 
 /// First and longest pause between two attempts.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -82,7 +82,7 @@ where
             }
             Verdict::Again => {
                 occupied_since = None;
-                tracing::warn!(part, %fault, "trying again");
+                tracing::warn!(notice = notice::TRYING_AGAIN, part, %fault, "trying again");
             }
         }
         repeated = Some(count(repeated, &fault));

@@ -54,11 +54,10 @@ pub(super) async fn behind<T: TopicReader>(
                     continued = Continued::default();
                 }
                 bytes += stored.record.body.len() as u64;
-                if matches!(stored.record.stamp, Stamp::Part { .. }) {
-                    return Ok(true);
-                }
+                let Stamp::Last { mark, .. } = &stored.record.stamp else { return Ok(true) };
                 if rows > 0 {
-                    pending = pending.plus(Pending { transactions: 1, rows, bytes, tables: 0 });
+                    let oldest_us = Some(mark.commit_time_us);
+                    pending = pending.plus(Pending { transactions: 1, rows, bytes, oldest_us, tables: 0 });
                 }
                 (rows, bytes) = (0, 0);
             }

@@ -11,6 +11,7 @@ use super::resumed::Resumed;
 use super::sqlstate;
 use crate::config::ConnInfo;
 use crate::model::Result;
+use crate::telemetry::notice;
 
 /// A session; dropping it ends it once the statement under way has ended.
 pub struct Session {
@@ -54,7 +55,7 @@ pub async fn connect(info: &ConnInfo, application: &str) -> Result<Session> {
         while let Some(event) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
             match event {
                 Ok(AsyncMessage::Notice(notice)) => {
-                    tracing::warn!(server = %place, sqlstate = notice.code().code(), "{}", notice.message());
+                    tracing::warn!(notice = notice::SERVER_SAYS, server = %place, sqlstate = notice.code().code(), "{}", notice.message());
                 }
                 Ok(_) => {}
                 Err(error) => {

@@ -20,6 +20,7 @@ use super::login::error_fields;
 use super::sqlstate::{self, Kind};
 use crate::model::{Code, Fault, Lsn, Result, units};
 use crate::ports::Source;
+use crate::telemetry::notice;
 use crate::wire::replication::status_update;
 
 /// Size of a read buffer; messages that fit share it.
@@ -101,7 +102,7 @@ impl Stream {
         if state == "55000" {
             return Err(Fault::new(Code::PublicationLost, format!("{}: {message} (SQLSTATE {state})", self.place)));
         }
-        tracing::warn!(server = %self.place, sqlstate = %state, "{message}");
+        tracing::warn!(notice = notice::SERVER_SAYS, server = %self.place, sqlstate = %state, "{message}");
         Ok(())
     }
 

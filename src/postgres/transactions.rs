@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::sqlstate;
 use crate::model::{Code, Fault, Result};
+use crate::telemetry::notice;
 
 /// Between two looks at what is waited behind.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ pub async fn outwait(client: &Client, xmax: u64, timeout: Option<Duration>, what
             if out_of_time {
                 return Err(Fault::new(Code::Timeout, format!("{what} waits behind: {sessions}")));
             }
-            tracing::warn!(what, behind = %sessions, "waiting for older transactions to end");
+            tracing::warn!(notice = notice::OLD_TRANSACTIONS, what, behind = %sessions, "waiting for older transactions to end");
         }
         tokio::time::sleep(POLL).await;
     }
@@ -68,7 +69,7 @@ pub async fn outwait_writers(client: &Client, what: &str) -> Result<()> {
         }
         if looked.elapsed() >= LOOK_EVERY {
             looked = Instant::now();
-            tracing::warn!(what, behind = %names(&sessions), "waiting for older transactions to end");
+            tracing::warn!(notice = notice::OLD_TRANSACTIONS, what, behind = %names(&sessions), "waiting for older transactions to end");
         }
         tokio::time::sleep(POLL).await;
     }

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use crate::failpoint;
 use crate::model::{Code, Fault, Lsn, Record, Result};
 use crate::ports::{Held, TopicWriter};
+use crate::telemetry::notice;
 
 /// Bytes of record bodies that may wait for the topic, those under way included.
 pub const ROOM_BYTES: usize = 16 << 20;
@@ -158,7 +159,7 @@ async fn append<W: TopicWriter>(topic: &mut W, group: Group, durable: &watch::Se
         match topic.append(records.clone()).await {
             Err(fault) if fault.code == Code::TopicFull => {
                 if !durable.borrow().paused {
-                    tracing::warn!(%fault, "waiting for room in the topic");
+                    tracing::warn!(notice = notice::TOPIC_FULL, %fault, "waiting for room in the topic");
                 }
                 durable.send_modify(|durable| durable.paused = true);
                 tokio::time::sleep(FULL_PAUSE).await;

@@ -12,6 +12,7 @@ use crate::reader::outlet::Outlet;
 use crate::reader::ports::{Fetched, HEARTBEAT_PREFIX, Lookup};
 use crate::reader::table::{self, Table};
 use crate::rules::{Selected, Verdict};
+use crate::telemetry::notice;
 use crate::wire::pgoutput::{Message, Old, RelationMessage};
 use crate::wire::record::{Op, Shape, TxEncoder, TxHead, Writer, truncate_groups};
 
@@ -304,7 +305,9 @@ impl<L: Lookup> Translator<L> {
             match table.truncate {
                 _ if open.fate == Fate::Own => {}
                 TruncatePolicy::Apply | TruncatePolicy::Stop => shapes.push(table.shape.clone()),
-                TruncatePolicy::Ignore => tracing::warn!(table = %table.name(), "TRUNCATE ignored, as the rule says"),
+                TruncatePolicy::Ignore => {
+                    tracing::warn!(notice = notice::TRUNCATE_IGNORED, table = %table.name(), "TRUNCATE ignored, as the rule says")
+                }
             }
         }
         let open = self.open.as_mut().ok_or_else(|| bad("a change outside of a transaction"))?;

@@ -17,6 +17,7 @@ use crate::model::{Code, Fault, Result, TableName};
 use crate::ports::Stop;
 use crate::postgres::table_state::{self, TableState};
 use crate::rules::Selected;
+use crate::telemetry::notice;
 
 /// What a worker takes up.
 pub(super) enum Job {
@@ -229,7 +230,7 @@ pub(super) async fn unfit(
 ) -> Result<()> {
     let remedy = fault.remedy.as_deref().unwrap_or_else(|| fault.code.remedy());
     let reason = format!("{}; {remedy}", fault.what);
-    tracing::warn!(table = %name, %fault, "the copy of this table waits until it fits at the target; the others go on");
+    tracing::warn!(notice = notice::COPY_WAITS, table = %name, %fault, "the copy of this table waits until it fits at the target; the others go on");
     meter.note(name, |measured| measured.waiting = true);
     let noted = table_state::unfit(target, &ends.flow, name, Some(&reason), Some(fingerprint)).await;
     noted.map_err(|fault| super::cursor::restarted(fault, name))

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::config::{OnFull, Spool};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Record, Result, WriterId, units};
 use crate::ports::{Held, Tail, TopicReader, TopicWriter};
+use crate::telemetry::notice;
 use crate::topic::embedded::{self, Retention, WriterOptions};
 use crate::topic::head::{End, Unfinished};
 use crate::topic::kafka::{self, Cluster};
@@ -147,7 +148,7 @@ impl Spooling {
             (Ok(writer), None) => Way::Direct(writer),
             (Ok(writer), Some(spool)) => place.go_on(spool, writer).await?,
             (Err(fault), Some(spool)) if fault.is_transient() => {
-                tracing::warn!(%flow, %fault, "Kafka is away; the reader goes on in the spool");
+                tracing::warn!(notice = notice::SPOOLING, %flow, %fault, "Kafka is away; the reader goes on in the spool");
                 place.spooled(spool, None)
             }
             (Err(fault), _) => return Err(fault),
@@ -170,12 +171,12 @@ impl Spooling {
             Way::Direct(mut writer) => match writer.append(records.clone()).await {
                 Ok(tail) => Ok((Way::Direct(writer), tail)),
                 Err(fault) if fault.is_transient() => {
-                    tracing::warn!(flow = %self.place.flow, %fault, "Kafka does not take records; the reader goes on in the spool");
+                    tracing::warn!(notice = notice::SPOOLING, flow = %self.place.flow, %fault, "Kafka does not take records; the reader goes on in the spool");
                     let start = writer.end();
                     drop(writer);
                     let mut spool = self.place.open_spool(start).await?;
                     let tail = spool.append(records).await.map_err(|full| {
-                        tracing::warn!(flow = %self.place.flow, fault = %full, "and the spool does not take them either");
+                        tracing::warn!(notice = notice::SPOOL_FULL, flow = %self.place.flow, fault = %full, "and the spool does not take them either");
                         fault
                     })?;
                     Ok((self.place.spooled(spool, None), tail))
@@ -301,7 +302,7 @@ impl Place {
     async fn set_aside(&self, spool: embedded::Writer, why: &str) -> Result<()> {
         spool.close().await;
         let aside = embedded::set_aside(&self.dir, &self.flow)?.unwrap_or_default();
-        tracing::warn!(flow = %self.flow, aside = %aside.display(), "the spool {why}; it is moved aside");
+        tracing::warn!(notice = notice::SPOOL_ASIDE, flow = %self.flow, aside = %aside.display(), "the spool {why}; it is moved aside");
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use super::metrics::{self, Meter};
 use crate::config::Site;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::Stop;
+use crate::telemetry::notice;
 use crate::topic::peer::tls;
 
 /// Connections at a time; one more is closed at once.
@@ -99,7 +100,7 @@ impl Server {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(notice = notice::NOT_ACCEPTED, %error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

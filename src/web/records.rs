@@ -15,6 +15,7 @@ use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
 
 use crate::model::{Code, Fault, Offset, Result, Stored};
 use crate::ports::{Stop, TopicReader};
+use crate::telemetry::notice;
 use crate::topic::embedded::Reader;
 use crate::topic::peer::HEARTBEAT;
 use crate::topic::peer::frame::Frame;
@@ -85,7 +86,7 @@ impl Sending {
         }
         let mut plain = BytesMut::new();
         if let Err(fault) = self.fill(&mut plain).await {
-            tracing::warn!(%fault, "a stream of records ends");
+            tracing::warn!(notice = notice::STREAM_ENDS, %fault, "a stream of records ends");
             Frame::Fault(fault).encode(&mut plain);
             self.ended = true;
         }

@@ -20,6 +20,7 @@ mod offset;
 mod pair;
 mod parked;
 mod peer;
+mod pending;
 mod pinned;
 mod reader;
 mod replay;

@@ -19,6 +19,7 @@ use crate::postgres::replication::{Replication, Stream};
 use crate::postgres::{session, wal};
 use crate::reader::identity::{self, Server, Switch};
 use crate::reader::{self, ReaderParts};
+use crate::telemetry::notice;
 
 /// How long the server may take to notice that its client is cut off, where the file does not say: PostgreSQL's default
 /// wal_sender_timeout, and a margin.
@@ -51,7 +52,7 @@ pub(super) async fn take(
         }
         if !std::mem::replace(&mut told, true) {
             let patience_s = patience.as_secs();
-            tracing::warn!(%flow, %fault, patience_s, "waiting until the source's server notices the cut");
+            tracing::warn!(notice = notice::CUT_UNNOTICED, %flow, %fault, patience_s, "waiting until the source's server notices the cut");
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 
 use crate::model::Result;
+use crate::telemetry::notice;
 use crate::topic::embedded::error;
 use crate::topic::embedded::file::{self, Files, WAL_KEPT_BYTES};
 
@@ -102,7 +103,7 @@ fn frames_after_passive(connection: &Connection, db: &Path) -> Option<i64> {
         Ok(frames) => Some(frames),
         Err(cause) => {
             let fault = error::sqlite(db, "checkpoint", &cause);
-            tracing::warn!(topic = %db.display(), "the WAL grows: {fault}");
+            tracing::warn!(notice = notice::TOPIC_WAL_GROWS, topic = %db.display(), "the WAL grows: {fault}");
             None
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::config::OnFull;
 use crate::model::{Code, Fault, Offset, Record, Result, Stamp};
+use crate::telemetry::notice;
 use crate::topic::embedded::row::Ascending;
 use crate::topic::embedded::writer::{Appender, WriterOptions};
 use crate::topic::thread::Handle;
@@ -151,7 +152,7 @@ impl Appender {
                 let dropped = self.drop_before(self.first_within(room)?)?;
                 if dropped.records > 0 {
                     tracing::warn!(
-                        topic = %self.files.db.display(), records = dropped.records, bytes = dropped.bytes,
+                        notice = notice::UNAPPLIED_DROPPED, topic = %self.files.db.display(), records = dropped.records, bytes = dropped.bytes,
                         first = %dropped.first,
                         "the topic is full: records that were not applied have been dropped, the flow needs a resync"
                     );
@@ -188,7 +189,7 @@ impl Appender {
     pub(super) fn retention_step(&mut self) -> bool {
         let done = if self.policy.oldest < self.first { self.delete_step() } else { self.vacuum_step() };
         done.unwrap_or_else(|fault| {
-            tracing::warn!(topic = %self.files.db.display(), "space of dropped records was not given back: {fault}");
+            tracing::warn!(notice = notice::SPACE_KEPT, topic = %self.files.db.display(), "space of dropped records was not given back: {fault}");
             self.roll_back();
             self.policy.vacuum = false;
             false

@@ -1,0 +1,123 @@
+//! How much is pending, against a count that the test keeps: by the slot, by the topic, behind what is parked or paused.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::cli::answer;
+use crate::pair::Pair;
+use crate::support::{database, versions};
+
+const SCHEMA: &str = "create table t (id int primary key, n int, v text); create table u (id int primary key, v text); create table log (v text)";
+const RULES: &str = "[[tables]]\ninclude = [\"public.t\"]\nwhere = \"n < 100\"\n[[tables]]\ninclude = [\"public.u\"]";
+
+/// What the answer says; its exit code agrees.
+fn pending(pair: &Pair) -> (u64, u64, Value) {
+    let ended = pair.sitepair(&["--json", "pending"]);
+    let said = answer(&ended, "schemas/pending.schema.json");
+    let number = |name: &str| said[name].as_u64().expect("a number");
+    let (transactions, rows) = (number("transactions"), number("rows"));
+    assert_eq!(ended.code, if transactions == 0 { 0 } else { 3 }, "{said}");
+    assert_eq!((number("bytes") > 0, said["seconds"].is_null()), (transactions > 0, transactions == 0), "{said}");
+    (transactions, rows, said)
+}
+
+/// Random transactions of which the test knows what crosses; gives how many do, and their operations.
+struct Load {
+    state: u64,
+    next: u64,
+}
+
+impl Load {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) % bound
+    }
+
+    fn play(&mut self, pair: &Pair, transactions: u64) -> (u64, u64) {
+        let (mut sql, mut crossing, mut rows) = (String::new(), 0, 0);
+        for _ in 0..transactions {
+            let (matching, filtered, other, logged) = (self.below(4), self.below(3), self.below(3), self.below(2));
+            let rolled_back = self.below(5) == 0;
+            sql.push_str("begin;");
+            for (count, table, value) in
+                [(matching, "t (id, n)", "1"), (filtered, "t (id, n)", "1000"), (other, "u (id, v)", "'x'")]
+            {
+                for _ in 0..count {
+                    self.next += 1;
+                    sql.push_str(&format!("insert into {table} values ({}, {value});", self.next));
+                }
+            }
+            sql.push_str(&"insert into log values ('stays');".repeat(usize::try_from(logged).expect("small")));
+            sql.push_str(if rolled_back { "rollback;" } else { "commit;" });
+            if !rolled_back && matching + other > 0 {
+                (crossing, rows) = (crossing + 1, rows + matching + other);
+            }
+        }
+        pair.source.sql(&sql);
+        (crossing, rows)
+    }
+}
+
+#[test]
+fn what_is_pending_is_counted_exactly() {
+    for (version, seed) in versions().iter().map(|(version, _)| *version).filter(|v| [15, 18].contains(v)).zip(1..) {
+        let pair = Pair::new(version, SCHEMA, RULES);
+        pair.deploy();
+        pair.run_once();
+        let mut load = Load { state: seed, next: 0 };
+        assert_eq!(pending(&pair).0, 0, "{version}");
+        let begun = Instant::now();
+        let first = load.play(&pair, 40);
+        let (transactions, rows, said) = pending(&pair);
+        assert_eq!((transactions, rows), first, "{version}: by the slot");
+        let seconds = said["seconds"].as_f64().expect("a number");
+        assert!(seconds > 0.0 && seconds <= begun.elapsed().as_secs_f64(), "{seconds}");
+        assert_eq!(pair.sitepair(&["run", "--reader", "--once"]).code, 0);
+        let (transactions, rows, later) = pending(&pair);
+        assert_eq!((transactions, rows), first, "{version}: by the topic");
+        assert!(later["seconds"].as_f64() > Some(seconds), "the oldest one gets older: {said} {later}");
+        let more = load.play(&pair, 40);
+        let (transactions, rows, both) = pending(&pair);
+        assert_eq!((transactions, rows), (first.0 + more.0, first.1 + more.1), "{version}: by both");
+        assert!(both["seconds"].as_f64() > later["seconds"].as_f64(), "{later} {both}");
+        pair.run_once();
+        assert_eq!(pending(&pair).0, 0, "{version}: all is applied");
+        pair.assert_equal("u");
+    }
+}
+
+#[test]
+fn what_is_parked_or_waits_is_pending() {
+    let (version, _) = versions().last().expect("a version");
+    let (source, target) = (database(*version, 0), database(*version, 1));
+    source.sql(SCHEMA);
+    target.sql(SCHEMA);
+    target.sql("alter table t add check (id <> 7)");
+    let pair = Pair::between(source, target, RULES, "[apply]\non_error = \"park\"");
+    pair.deploy();
+    pair.run_once();
+    for id in 1..=10 {
+        pair.source.sql(&format!("insert into t values ({id}, 1)"));
+    }
+    pair.run_once();
+    let (transactions, rows, _) = pending(&pair);
+    assert_eq!((transactions, rows), (1, 1), "what is parked");
+    // The other table pauses: its changes wait behind the checkpoint, and the flow goes on.
+    pair.source.sql(
+        "alter table u add w int; insert into u values (1, 'x', 1), (2, 'x', 2); update t set v = 'y' where id = 1",
+    );
+    let ended = pair.sitepair(&["run", "--once"]);
+    assert!(ended.code == 1 && ended.stderr.contains("ADD COLUMN \"w\""), "{}", ended.stderr);
+    assert_eq!(pair.target.sql("select v from t where id = 1"), "y");
+    let (transactions, rows, _) = pending(&pair);
+    assert_eq!((transactions, rows), (2, 3), "what is parked, and what waits");
+    pair.target.sql("alter table t drop constraint t_id_check");
+    assert_eq!(pair.sitepair(&["parked", "retry", "--all", "--reason", "mended"]).code, 0);
+    let (transactions, rows, _) = pending(&pair);
+    assert_eq!((transactions, rows), (1, 2), "what waits");
+    let shown =
+        pair.runbook("drift.md", &[("TARGET", &pair.target.conninfo()), ("ALTER", "alter table u add column w int")]);
+    assert!(shown.contains("ADD COLUMN \"w\""), "{shown}");
+    pair.assert_equal("u");
+}
