@@ -292,7 +292,7 @@ pub async fn note_timeline(client: &Client, name: &FlowName, timeline: u32) -> R
     noted.map(|_| ()).map_err(|error| sqlstate::fault(&error))
 }
 
-/// Notes that the daemon is about to drop the flow's slot, and why.
+/// Notes that the daemon is about to drop the flow's slot, and why; for all flows that share it.
 ///
 /// # Errors
 /// What the server says.
