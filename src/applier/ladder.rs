@@ -20,7 +20,7 @@ use super::halt::{Halt, Patience};
 use super::literal::key_json;
 use super::park::{Emptied, Parked, ParkedRow, When, settle};
 use super::reduce::{Counts, Plan, reduce};
-use super::select::{Ways, closure, select};
+use super::select::closure;
 use super::table::Misfit;
 use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};
@@ -48,7 +48,7 @@ pub(super) struct Unit<'a> {
 
 /// What a unit set aside and what it made superfluous.
 #[derive(Debug, Default)]
-struct Aside {
+pub(super) struct Aside {
     parked: Vec<ParkedRow>,
     /// Of the replay track: how many slots of a table need what is parked; they are left as they are.
     left_out: Vec<(TableName, u64)>,
@@ -74,7 +74,7 @@ pub(super) enum Frame {
 }
 
 impl Frame {
-    fn open(self) -> &'static str {
+    pub(super) fn open(self) -> &'static str {
         match self {
             Frame::Transaction => "BEGIN",
             Frame::Savepoint => "SAVEPOINT sitepair_piece",
@@ -446,7 +446,7 @@ impl Ladder {
     }
 
     /// The slots that are not written: culprits, what depends on them, and what needs a key or value parked earlier (A6).
-    fn set_aside(
+    pub(super) fn set_aside(
         &mut self,
         unit: &Unit<'_>,
         culprits: &[(usize, usize, u32, Culprit)],
@@ -549,88 +549,6 @@ impl Ladder {
             culprit.what
         );
         Fault::new(Code::DataError, what)
-    }
-
-    /// Writes final rows one by one under savepoints, all old ones moved out first; whoever fails is a culprit. The frame
-    /// is left open, to be undone.
-    async fn probe(
-        &mut self,
-        unit: &Unit<'_>,
-        frame: Frame,
-        known: &[(usize, usize, u32, Culprit)],
-        effects: &mut Effects,
-    ) -> Result<Vec<(usize, usize, u32, Culprit)>, Failure> {
-        self.writer.target.open_with(frame.open()).await?;
-        let (skips, _) = self.set_aside(unit, known)?;
-        let mut found = Vec::new();
-        for (number, stage) in unit.plan.stages.iter().enumerate() {
-            if !stage.truncate.is_empty() {
-                self.writer.empty(&stage.truncate, effects).await?;
-            }
-            let tables = self.writer.tables(stage)?;
-            for (at, (table, slots)) in tables.iter().zip(&stage.tables).enumerate() {
-                let view = View { changes: unit.changes, slots, table };
-                let none = HashSet::new();
-                let skip = skips.get(&(number, at)).unwrap_or(&none);
-                let culprits = self.probe_table(view, skip, effects).await?;
-                found.extend(culprits.into_iter().map(|(slot, culprit)| (number, at, slot, culprit)));
-            }
-        }
-        Ok(found)
-    }
-
-    async fn probe_table(
-        &mut self,
-        view: View<'_>,
-        skip: &HashSet<u32>,
-        effects: &mut Effects,
-    ) -> Result<Vec<(u32, Culprit)>, Failure> {
-        let ways = Ways { colliding: true, ..self.writer.ways(view.table, effects) };
-        let chosen = select(view.slots, ways, skip);
-        let mut found: Vec<(u32, Culprit)> = Vec::new();
-        let saved: Vec<_> = self.writer.save(view, effects).into_iter().collect();
-        self.writer.target.flight(&saved).await?;
-        self.writer.prepare_move(view).await?;
-        for row in &chosen.moves {
-            self.savepoint().await?;
-            let moved = self.writer.move_out(view, std::slice::from_ref(row)).await;
-            found.extend(self.judged(moved).await?.map(|culprit| (row.slot, culprit)));
-        }
-        for slot in &chosen.deletes {
-            self.savepoint().await?;
-            let item = view.item(view.table.delete(), view.keys(std::iter::once(*slot)));
-            let deleted = self.writer.target.flight(&[item]).await.map(|_| ());
-            found.extend(self.judged(deleted).await?.map(|culprit| (*slot, culprit)));
-        }
-        for row in &chosen.moves {
-            if found.iter().any(|(slot, _)| *slot == row.slot) {
-                continue;
-            }
-            self.savepoint().await?;
-            let written = self.writer.move_in(view, std::slice::from_ref(row), effects).await;
-            found.extend(self.judged(written).await?.map(|culprit| (row.slot, culprit)));
-            self.writer.target.batch("TRUNCATE pg_temp.sitepair_final").await?;
-        }
-        Ok(found)
-    }
-
-    pub(super) async fn savepoint(&mut self) -> Result<(), Fault> {
-        self.writer.target.batch("SAVEPOINT sitepair_row").await
-    }
-
-    /// Keeps what was done since the savepoint, or takes it back and gives the culprit.
-    pub(super) async fn judged(&mut self, outcome: Result<(), Failure>) -> Result<Option<Culprit>, Failure> {
-        match outcome {
-            Ok(()) => {
-                self.writer.target.batch("RELEASE SAVEPOINT sitepair_row").await?;
-                Ok(None)
-            }
-            Err(Failure::Data(culprit)) => {
-                self.writer.target.batch("ROLLBACK TO SAVEPOINT sitepair_row").await?;
-                Ok(Some(culprit))
-            }
-            Err(failure @ (Failure::Stale(_) | Failure::Fault(_))) => Err(failure),
-        }
     }
 
     /// Ends the open transaction: what was displaced is settled if the horizon is reached, then origin, checkpoint,

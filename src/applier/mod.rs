@@ -28,6 +28,7 @@ mod literal;
 mod members;
 mod park;
 mod place;
+mod probe;
 mod reduce;
 mod relocate;
 pub mod replay;
