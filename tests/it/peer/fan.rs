@@ -256,6 +256,13 @@ fn retention_waits_for_the_slowest_until_it_is_dropped() {
             source.sql(&format!("insert into account select 1000 + {round}, 'r{round}', 0, {body}"));
         }
         until("the reader waits for c", PATIENCE, || fan.pair.log().contains("waiting for room in the topic"));
+        let report = fan.pair.dir.path().join(format!("topic/{}.passed", fan.flow("b")));
+        until("b has reported more than c", PATIENCE, || {
+            let report: Value = serde_json::from_slice(&fs::read(&report).unwrap_or_default()).unwrap_or_default();
+            report["next_offset"].as_u64().is_some_and(|next| next > left)
+        });
+        // Longer than between two looks of the retention, which must not take b's report for everybody's.
+        std::thread::sleep(std::time::Duration::from_secs(12));
         assert!(fan.first() <= left, "what c lacks is kept: {}, {left}", fan.first());
         assert_ne!(fan.pair.sitepair(&["pending", "--flow", &fan.flow("b"), "--timeout", "1s"]).code, 0);
 
