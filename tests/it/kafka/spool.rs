@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sitepair::config::Spool;
-use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp};
+use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp, WriterId};
 use sitepair::ports::{Seek, TopicReader, TopicWriter};
-use sitepair::topic::kafka::{Cluster, Reader};
+use sitepair::topic::kafka::{Cluster, Reader, Writer};
 use sitepair::topic::spool::Spooling;
 
 use crate::cli::answer;
@@ -150,6 +150,34 @@ fn what_kafka_does_not_take_goes_into_the_spool_and_on_in_order() {
         assert!(!way.file().exists());
         assert_eq!(way.held().await, expected);
         way.each_is_found(&expected[..6]).await;
+    });
+}
+
+/// Kafka has the append that got no answer, and the spool has it too.
+#[test]
+fn what_kafka_wrote_without_an_answer_is_not_forwarded() {
+    let (brokers, _one) = broker::mortal();
+    super::block_on(async {
+        let way = Way::new(brokers).await;
+        let mut writer = way.open(1 << 20).await;
+        way.append(&mut writer, &[genesis(), last(1)]).await;
+        brokers.stop(0);
+        let unanswered = vec![part(2, 0), last(2), progress(3)];
+        let later = vec![part(4, 0), last(4)];
+        writer.append(unanswered.clone()).await.expect("spooled");
+        writer.append(later.clone()).await.expect("spooled");
+        drop(writer);
+        brokers.start_all();
+        let mut kafka = Writer::open(way.cluster.clone(), WriterId::new_v4(), PATIENCE).await.expect("opens");
+        kafka.append(unanswered.clone()).await.expect("written");
+        drop(kafka);
+        let mut writer = way.open(1 << 20).await;
+        assert_eq!((writer.tail().next, writer.tail().end_lsn), (Offset(7), Some(lsn(4))), "the spool's end");
+        writer.published().await.expect("forwarded");
+        assert!(!way.file().exists());
+        let expected = [vec![genesis(), last(1)], unanswered, later].concat();
+        assert_eq!(way.held().await, expected);
+        way.each_is_found(&expected).await;
     });
 }
 
