@@ -33,7 +33,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let wal = wal(source);
     let export_key_file = source.path("export.key_file");
     let tuning = tuning(source);
-    later(source);
+    let schedule = super::schedule::schedule(source);
     Some(Pipeline {
         name: name?,
         flows: flows?,
@@ -44,6 +44,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
         apply: apply?,
         journal: journal?,
         wal: wal?,
+        schedule: schedule?,
         export_key_file,
         tuning: tuning?,
     })
@@ -338,17 +339,4 @@ fn tuning(source: &mut Source) -> Option<Tuning> {
         group_rows: usize::try_from(group_rows?).ok()?,
         group_bytes: usize::try_from(group_bytes?).ok()?,
     })
-}
-
-/// Keys of what this version does not do: checked, and refused where ignoring them would change what is replicated when.
-fn later(source: &mut Source) {
-    if source.choice("schedule.mode", &[("continuous", true), ("manual", false)]) == Some(false) {
-        source.problem("schedule.mode", format!("a schedule is {NOT_YET}"), "write mode = \"continuous\"");
-    }
-    source.duration("schedule.for");
-    for key in ["opens", "for", "timezone"].map(|key| format!("schedule.{key}")) {
-        if source.has(&key) {
-            source.problem(&key, format!("a schedule is {NOT_YET}"), "remove [schedule]: changes flow at once");
-        }
-    }
 }

@@ -9,6 +9,7 @@ pub mod conninfo;
 mod kafka;
 pub mod pipeline;
 mod places;
+pub mod schedule;
 pub mod schema;
 mod secret;
 mod served;
@@ -22,6 +23,7 @@ use std::path::Path;
 use std::result::Result;
 
 pub use pipeline::*;
+pub use schedule::Schedule;
 
 /// What is laid over the file.
 #[derive(Debug, Clone, Default)]

@@ -51,6 +51,8 @@ pub struct Pipeline {
     pub journal: Journal,
     /// `[wal]`.
     pub wal: Wal,
+    /// `[schedule]`.
+    pub schedule: super::schedule::Schedule,
     /// `export.key_file`: holds the key that exported ranges are signed by. Read where it is used.
     pub export_key_file: Option<PathBuf>,
     /// `[tuning]`: intervals that rarely need a change.

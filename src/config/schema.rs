@@ -271,11 +271,18 @@ pub const KEYS: &[Key] = &[
         "schedule.mode",
         Choice(&["continuous", "manual"]),
         Default("continuous"),
-        "When changes flow. This version has `\"continuous\"`.",
+        "When changes are applied: at once (or in windows, by `opens`), or when somebody runs `run --once --applier`. Reading \
+         goes on all the time.",
     ),
-    key("schedule.opens", Text, Means("always open"), "Refused in this version."),
-    key("schedule.for", Duration, Means("always open"), "Refused in this version."),
-    key("schedule.timezone", Text, Means("UTC"), "Refused in this version."),
+    key(
+        "schedule.opens",
+        Text,
+        Means("always open"),
+        "When a window opens: minute, hour, day, month, day of week as in cron, `\"0 22 * * *\"`. Outside of windows changes wait \
+         in the topic.",
+    ),
+    key("schedule.for", Duration, Means("required with `opens`"), "How long a window stays open."),
+    key("schedule.timezone", Text, Means("UTC"), "Time zone of `opens`, a name of the tz database."),
     key(
         "export.key_file",
         File,

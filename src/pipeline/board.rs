@@ -98,6 +98,11 @@ impl FlowBoard {
         self.beat(voice).since_us.store(units::now_us(), Ordering::Relaxed);
     }
 
+    /// From now on nobody here works with this server.
+    pub fn leave(&self, voice: Voice) {
+        self.beat(voice).since_us.store(0, Ordering::Relaxed);
+    }
+
     /// The server said something.
     pub fn heard(&self, voice: Voice) {
         self.beat(voice).heard_us.store(units::now_us(), Ordering::Relaxed);

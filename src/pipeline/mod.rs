@@ -26,6 +26,7 @@ pub mod request;
 pub mod resync;
 mod retained;
 mod retention;
+mod schedule;
 pub mod seat;
 mod slot_guard;
 pub mod status;
@@ -40,13 +41,14 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Pipeline, Site, TopicKind};
+use crate::config::{Pipeline, Schedule, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::ports::{Goal, Stop};
 use crate::snapshot::CopyState;
 use crate::telemetry::notice;
-use board::Board;
+use board::{Board, Voice};
 pub use goal::Timing;
+use schedule::SystemClock;
 
 /// How long the parts of a flow may take to end once they are told to. A group that waits behind a lock, or for a server
 /// that says nothing, is given up then, as by kill -9: the next start goes on at the checkpoint.
@@ -220,7 +222,11 @@ async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &W
             Box::pin(async {
                 let shown = board.flow(flow);
                 let told = (&options.copy, &shown);
-                let conducted = Box::pin(conductor::keep(pipeline, flow, timing, goal, told, halted.clone())).await;
+                // Who says `--once` means now.
+                let when = if options.once { &Schedule::Continuous } else { &pipeline.schedule };
+                let rests = || [Voice::Target, Voice::Peer].into_iter().for_each(|voice| shown.leave(voice));
+                let conduct = |stop| Box::pin(conductor::keep(pipeline, flow, timing, goal, told, stop));
+                let conducted = schedule::keep(when, &SystemClock, rests, halted.clone(), conduct).await;
                 worst.note(board, flow, conducted);
             })
         }))

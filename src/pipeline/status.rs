@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::forecast::{self, Measured, Outlook};
 use super::{inspect, reported, site, slot_guard};
 use crate::applier::checkpoint::{self, Checkpoint};
+use crate::config::schedule::Standing;
 use crate::config::{Kafka, Pipeline, TopicKind};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::ports::TopicReader;
@@ -31,6 +32,8 @@ pub enum State {
     ReaderDown,
     /// The reader is connected, the applier is not.
     ApplierDown,
+    /// Likewise, because the file's schedule says so.
+    Resting,
     /// Reader and applier are connected, and the reader goes on in its spool because Kafka is away or behind.
     Spooling,
     /// The reader's spool is full: it waits, and the slot holds WAL back.
@@ -77,6 +80,8 @@ pub struct FlowStatus {
     pub copy: Option<CopyStatus>,
     /// Tables that are not at the checkpoint.
     pub tables: Vec<TableStatus>,
+    /// When the next window of the schedule opens; null while one is open, and where there are none.
+    pub opens_at: Option<String>,
     /// What waits in the spool of this node; null where Kafka has everything, and at other nodes.
     pub spool: Option<SpoolStatus>,
     /// Why something is null or the state is not a good one.
@@ -177,6 +182,7 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     if state == State::SlotLost {
         notes.push(lost(source.as_ref()));
     }
+    let (state, opens_at) = rested(state, pipeline.schedule.at(units::now_us()), &mut notes);
     FlowStatus {
         flow: flow.to_string(),
         state,
@@ -196,6 +202,7 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
         ),
         copy,
         tables,
+        opens_at,
         spool,
         note: if notes.is_empty() { None } else { Some(notes.join(" | ")) },
     }
@@ -239,6 +246,20 @@ fn decide(
             (false, false) => State::Stopped,
         },
     }
+}
+
+/// Outside of its windows nobody expects the applier to be there.
+fn rested(state: State, schedule: Standing, notes: &mut Vec<String>) -> (State, Option<String>) {
+    let Standing::Closed { opens_us } = schedule else { return (state, None) };
+    let opens_at = opens_us.map(units::rfc3339);
+    if state != State::ApplierDown {
+        return (state, opens_at);
+    }
+    notes.push(match &opens_at {
+        Some(opens_at) => format!("the applier rests until the window opens at {opens_at}"),
+        None => "the schedule is manual: apply by `sitepair run --once --applier`".to_owned(),
+    });
+    (State::Resting, opens_at)
 }
 
 /// What became of the slot, and the way out.

@@ -25,6 +25,7 @@ mod pinned;
 mod reader;
 mod replay;
 mod replication;
+mod schedule;
 mod session;
 mod snapshot;
 mod states;

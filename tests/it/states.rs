@@ -90,10 +90,10 @@ const FILES: &[FileCase] = &[
     },
     FileCase {
         name: "later feature",
-        change: ("[topic]", "[schedule]\nmode = \"manual\"\n[topic]"),
+        change: ("include =", "lane = \"night\"\ninclude ="),
         verb: &["plan"],
         code: 2,
-        says: &["schedule", "not supported yet"],
+        says: &["lane", "not supported yet"],
     },
     FileCase {
         name: "filter that can't be parsed",
