@@ -13,7 +13,7 @@ const RULES: &str = "[[tables]]\ninclude = [\"public.*\"]";
 fn until(pair: &Pair, sql: &str, expected: &str) {
     let since = Instant::now();
     while pair.target.sql(sql) != expected {
-        assert!(since.elapsed() < Duration::from_secs(60), "{sql}: {}\n{}", pair.target.sql(sql), pair.log());
+        assert!(since.elapsed() < Duration::from_secs(180), "{sql}: {}\n{}", pair.target.sql(sql), pair.log());
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -24,7 +24,7 @@ use crate::topic::suite::{Backend, genesis, last, topic_suite};
 use broker::Brokers;
 
 /// Patience of writers.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A flow that no other test has.
 fn flow() -> FlowName {

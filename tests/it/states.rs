@@ -356,7 +356,7 @@ fn a_second_reader_and_a_second_applier_wait_and_then_stop() {
     pair.source.sql("insert into account values (1, 'one')");
     pair.settle();
     for (part, says) in [("--reader", "second-reader"), ("--applier", "second-applier")] {
-        let ended = pair.within(Duration::from_secs(60), &["run", part]);
+        let ended = pair.within(Duration::from_secs(180), &["run", part]);
         assert_eq!(ended.code, 4, "{part}: {}", ended.stderr);
         assert!(ended.stderr.lines().last().is_some_and(|line| line.contains(says)), "{part}: {}", ended.stderr);
     }

@@ -21,7 +21,7 @@ async fn a_second_applier_is_told_so() {
         let (sender, mut state) = tokio::sync::watch::channel(ApplierState::default());
         let first = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
         let applied = state.wait_for(|state| state.transactions == 1);
-        tokio::time::timeout(Duration::from_secs(60), applied).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(180), applied).await.unwrap().unwrap();
         let fault = pair.try_apply().await.unwrap_err();
         assert_eq!(fault.code.name(), "second-applier");
         stop_first.send(true).unwrap();
@@ -38,7 +38,7 @@ async fn the_checkpoint_moves_only_from_where_it_was() {
     let (keep, stop) = tokio::sync::watch::channel(false);
     let (sender, mut state) = tokio::sync::watch::channel(ApplierState::default());
     let running = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
-    tokio::time::timeout(Duration::from_secs(60), state.wait_for(|state| state.checkpoint.is_some()))
+    tokio::time::timeout(Duration::from_secs(180), state.wait_for(|state| state.checkpoint.is_some()))
         .await
         .unwrap()
         .unwrap();
@@ -46,7 +46,7 @@ async fn the_checkpoint_moves_only_from_where_it_was() {
     pair.target.sql("update sitepair.checkpoint set next_offset = next_offset + 1");
     pair.source.sql("insert into t values (2, 'b')");
     pair.pull().await;
-    let fault = tokio::time::timeout(Duration::from_secs(60), running).await.unwrap().unwrap().unwrap_err();
+    let fault = tokio::time::timeout(Duration::from_secs(180), running).await.unwrap().unwrap().unwrap_err();
     assert_eq!(fault.code.name(), "checkpoint-moved");
     assert_eq!(pair.target.sql("select count(*) from t"), "1", "the group went with its checkpoint");
     drop(keep);
@@ -136,7 +136,7 @@ async fn the_targets_tables_may_change_while_it_runs() {
         let running = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
         let mut wait = async |transactions: u64| {
             let reached = state.wait_for(|state| state.transactions >= transactions);
-            tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(180), reached).await.unwrap().unwrap();
         };
         pair.source.sql("insert into t select g, 'a' from generate_series(1, 5) g");
         pair.pull().await;

@@ -370,7 +370,7 @@ pub async fn until_free<T>(mut attempt: impl AsyncFnMut() -> Result<T>) -> Resul
     let started = std::time::Instant::now();
     loop {
         match attempt().await {
-            Err(fault) if fault.code == Code::SecondApplier && started.elapsed() < Duration::from_secs(60) => {
+            Err(fault) if fault.code == Code::SecondApplier && started.elapsed() < Duration::from_secs(180) => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             outcome => return outcome,
