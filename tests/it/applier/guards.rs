@@ -22,7 +22,11 @@ async fn a_second_applier_is_told_so() {
         let first = tokio::spawn(applier::run(pair.parts(sitepair::model::Track::Main), stop, Goal::Never, sender));
         let applied = state.wait_for(|state| state.transactions == 1);
         tokio::time::timeout(Duration::from_secs(180), applied).await.unwrap().unwrap();
-        let fault = pair.try_apply().await.unwrap_err();
+        // Once, as the first one has the origin for as long as it lives.
+        let (_keep, stop) = tokio::sync::watch::channel(false);
+        let parts = pair.parts(sitepair::model::Track::Main);
+        let second = applier::run(parts, stop, Goal::Never, tokio::sync::watch::Sender::default());
+        let fault = tokio::time::timeout(Duration::from_secs(180), second).await.unwrap().unwrap_err();
         assert_eq!(fault.code.name(), "second-applier");
         stop_first.send(true).unwrap();
         first.await.unwrap().unwrap();
