@@ -3,11 +3,10 @@
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::args::{Common, ExportArgs};
-use super::one_flow;
 use super::output::Output;
+use super::{one_flow, operator};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, Result};
 use crate::parcel::{Manifest, Origin};
@@ -29,14 +28,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ExportArgs, output
     let flow = one_flow(pipeline, common)?;
     let place = |text: &Option<String>| text.as_deref().map(str::parse).transpose();
     let range = Range { from: place(&args.from)?, to: place(&args.to)? };
-    let (stopper, stop) = watch::channel(false);
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stopper.send_replace(true);
-        } else {
-            std::future::pending::<()>().await;
-        }
-    });
+    let stop = operator::interrupted();
     let bar = bar();
     let told = |done, all| {
         bar.set_length(all);

@@ -109,14 +109,7 @@ async fn append(pipeline: &Pipeline, flow: &FlowName, file: &Path, target: &Sess
     }
     let parcel = open(pipeline, file).await?;
     let mut imported = offline::outlook(pipeline, flow, target, parcel.manifest()).await?;
-    let (stopper, stop) = watch::channel(false);
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stopper.send_replace(true);
-        } else {
-            std::future::pending::<()>().await;
-        }
-    });
+    let stop = operator::interrupted();
     if imported.action == Action::Nothing {
         return Ok(imported);
     }

@@ -1,4 +1,8 @@
-//! Who gives a command, for the journal.
+//! Who gives a command: the name, for the journal, and Ctrl-C.
+
+use tokio::sync::watch;
+
+use crate::ports::Stop;
 
 /// The operator's name at this machine: `user@host`.
 pub fn name() -> String {
@@ -6,4 +10,17 @@ pub fn name() -> String {
     let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{user}@{host}")
+}
+
+/// Becomes true when the operator presses Ctrl-C, for work that then ends in order.
+pub fn interrupted() -> Stop {
+    let (stopper, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stopper.send_replace(true);
+        } else {
+            std::future::pending::<()>().await;
+        }
+    });
+    stop
 }

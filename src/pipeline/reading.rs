@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::board::{FlowBoard, Voice};
 use super::{Timing, retention, slot_guard, supervisor};
 use crate::config::{Pipeline, Site};
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Lsn, Result};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
 use crate::ports::{Goal, Stop, TopicWriter};
 use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
@@ -159,14 +159,19 @@ async fn same_source(
     deployed: &FlowIdentity,
     tail: Lsn,
 ) -> Result<()> {
+    let timeline = timeline(replication, &deployed.genesis, tail).await?;
+    if timeline != deployed.genesis.timeline {
+        installed::note_timeline(source, &deployed.name, timeline).await?;
+    }
+    Ok(())
+}
+
+/// The server's timeline, where it is of the cluster that `genesis` names and has all of its history up to `end`.
+pub(super) async fn timeline(replication: &mut Replication, genesis: &Genesis, end: Lsn) -> Result<u32> {
     let system = replication.identify_system().await?;
     let history = if system.timeline > 1 { replication.timeline_history(system.timeline).await? } else { Vec::new() };
     let history: Vec<_> =
         history.into_iter().map(|line| Switch { timeline: line.timeline, switch_lsn: line.switch_lsn }).collect();
     let server = Server { system_id: system.system_id, timeline: system.timeline, xlogpos: system.xlogpos };
-    let timeline = identity::check(&deployed.genesis, &server, &history, tail)?;
-    if timeline != deployed.genesis.timeline {
-        installed::note_timeline(source, &deployed.name, timeline).await?;
-    }
-    Ok(())
+    identity::check(genesis, &server, &history, end)
 }

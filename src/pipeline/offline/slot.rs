@@ -17,7 +17,6 @@ use crate::pipeline::{reading, site};
 use crate::ports::{Goal, Held, Source, Stop, Tail, TopicWriter};
 use crate::postgres::replication::{Replication, Stream};
 use crate::postgres::{session, wal};
-use crate::reader::identity::{self, Server, Switch};
 use crate::reader::{self, ReaderParts};
 use crate::telemetry::notice;
 
@@ -88,17 +87,13 @@ pub(super) async fn take(
 
 /// P4. After a promotion the topic's end decides whether the flow may go on, and it is not known here.
 async fn same_timeline(replication: &mut Replication, genesis: &Genesis, confirmed: Lsn) -> Result<()> {
-    let system = replication.identify_system().await?;
-    let history = if system.timeline > 1 { replication.timeline_history(system.timeline).await? } else { Vec::new() };
-    let history: Vec<_> =
-        history.into_iter().map(|line| Switch { timeline: line.timeline, switch_lsn: line.switch_lsn }).collect();
-    let server = Server { system_id: system.system_id, timeline: system.timeline, xlogpos: system.xlogpos };
-    if identity::check(genesis, &server, &history, confirmed)? == genesis.timeline {
+    let timeline = reading::timeline(replication, genesis, confirmed).await?;
+    if timeline == genesis.timeline {
         return Ok(());
     }
     let what = format!(
-        "the source was promoted to timeline {} and the flow has not been there yet (timeline {})",
-        system.timeline, genesis.timeline
+        "the source was promoted to timeline {timeline} and the flow has not been there yet (timeline {})",
+        genesis.timeline
     );
     Err(Fault::new(Code::TimelineFork, what)
         .remedy("only the network flow can tell whether the target may go on: let it run once"))
