@@ -135,8 +135,10 @@ impl Sending {
             Frame::Record(stored).encode(plain);
         }
         self.left = self.left.saturating_sub(bytes as u64);
-        if bytes < PAGE_BYTES {
-            Frame::Bounds(self.topic.bounds().await?).encode(plain);
+        // Else the client would wait for more, a page that is full and the last one included.
+        let bounds = self.topic.bounds().await?;
+        if bounds.next <= self.next {
+            Frame::Bounds(bounds).encode(plain);
         }
         Ok(())
     }
@@ -162,5 +164,63 @@ fn deflate(encoder: &mut Encoder<'static>, plain: &[u8], ends: bool) -> io::Resu
         if left == 0 {
             return Ok(packed.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+    use tokio::sync::{Semaphore, watch};
+
+    use super::*;
+    use crate::model::{FlowName, Lsn, Record, Stamp, TxMark};
+    use crate::ports::TopicWriter;
+    use crate::topic::embedded::{Writer, WriterOptions};
+
+    fn record(number: u64, bytes: usize) -> Record {
+        let mark = TxMark { end_lsn: Lsn(number * 256), xid: 7, commit_time_us: 0 };
+        Record { stamp: Stamp::Last { mark, rows: 1 }, body: Bytes::from(vec![b'x'; bytes]) }
+    }
+
+    /// Frames of the first piece that a client gets of these records.
+    async fn first_piece(records: Vec<Record>) -> Vec<Frame> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let flow = FlowName { pipeline: "p".into(), lane: None, from: "a".into(), to: "b".into(), shared: false };
+        let mut writer = Writer::open(dir.path(), &flow, WriterOptions::default()).expect("opens");
+        writer.append(records).await.expect("appended");
+        let topic = Reader::open(dir.path(), &flow).expect("opens");
+        let wanted = Wanted { from: Offset(0), max_bytes: 1 << 30, wait: Duration::from_secs(600) };
+        let (_stop, stopped) = watch::channel(false);
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let mut body = open(topic, wanted, stopped, permit).await.expect("served");
+        let piece = body.frame().await.expect("a piece").expect("sound").into_data().expect("data");
+        let mut plain = Vec::new();
+        let mut decoder = zstd::stream::read::Decoder::new(&piece[..]).expect("a decoder");
+        // The stream goes on, so its zstd frame has no end yet.
+        let _ = std::io::Read::read_to_end(&mut decoder, &mut plain);
+        let mut plain = BytesMut::from(&plain[..]);
+        let mut frames = Vec::new();
+        while let Some(frame) = Frame::decode(&mut plain).expect("sound") {
+            frames.push(frame);
+        }
+        assert!(plain.is_empty());
+        frames
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_ends_where_the_topic_ends_says_so() {
+        for sizes in [&[100][..], &[PAGE_BYTES], &[100, PAGE_BYTES - 100], &[PAGE_BYTES / 2, PAGE_BYTES / 2]] {
+            let records = sizes.iter().zip(1..).map(|(bytes, number)| record(number, *bytes)).collect();
+            let frames = first_piece(records).await;
+            let end = Offset(sizes.len() as u64);
+            assert!(
+                matches!(frames.last(), Some(Frame::Bounds(bounds)) if bounds.next == end),
+                "{sizes:?}: nothing says that this was all"
+            );
+        }
+        let frames = first_piece(vec![record(1, PAGE_BYTES), record(2, 100)]).await;
+        assert!(matches!(frames.last(), Some(Frame::Record(_))), "there is more");
     }
 }

@@ -20,6 +20,7 @@
 mod client;
 mod dial;
 pub mod frame;
+mod inflate;
 pub mod message;
 pub mod passed;
 mod reader;

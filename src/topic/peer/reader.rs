@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use uuid::Uuid;
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::HEARTBEAT;
 use super::client::Peer;
 use super::dial::Access;
 use super::frame::Frame;
+use super::inflate::Inflate;
 use crate::config::Topic;
 use crate::model::{Code, Fault, FlowName, Offset, Result, Stored, units};
 use crate::ports::{Bounds, Seek, TopicReader};
@@ -29,10 +29,6 @@ const SILENCE: Duration = Duration::from_secs(4 * HEARTBEAT.as_secs());
 const WORKED_AFTER: Duration = Duration::from_secs(10);
 /// How long a read that has something waits for the rest of what the server had.
 const GATHER: Duration = Duration::from_millis(10);
-/// Bytes that are taken out of the decompressor at a time.
-const INFLATE_BYTES: usize = 256 << 10;
-/// Largest window of the decompressor, as a power of two: 8 MiB.
-const WINDOW_LOG_MAX: u32 = 23;
 
 /// A reader of a topic that a peer serves.
 pub struct Reader {
@@ -48,8 +44,7 @@ pub struct Reader {
 /// An open stream.
 struct Stream {
     body: Incoming,
-    inflate: Decoder<'static>,
-    compressed: Bytes,
+    inflate: Inflate,
     plain: BytesMut,
     /// Offset of the record that comes next.
     next: Offset,
@@ -286,12 +281,9 @@ impl TopicReader for Reader {
 impl Stream {
     fn new(body: Incoming, next: Offset) -> Result<Self> {
         let broken = |error| Fault::new(Code::Io, format!("start of a decompressor: {error}"));
-        let mut inflate = Decoder::new().map_err(broken)?;
-        inflate.set_parameter(zstd::stream::raw::DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(broken)?;
         Ok(Self {
             body,
-            inflate,
-            compressed: Bytes::new(),
+            inflate: Inflate::new().map_err(broken)?,
             plain: BytesMut::new(),
             next,
             caught_up: false,
@@ -308,10 +300,8 @@ impl Stream {
                 self.fruitful |= matches!(frame, Frame::Record(_));
                 return Ok(Some(frame));
             }
-            if self
-                .inflate()
-                .map_err(|error| peer.unreachable(format!("its stream was damaged on its way: {error}")))?
-            {
+            let inflated = self.inflate.step(&mut self.plain);
+            if inflated.map_err(|error| peer.unreachable(format!("its stream was damaged on its way: {error}")))? {
                 continue;
             }
             let silent_since = *self.silent_since.get_or_insert_with(Instant::now);
@@ -322,7 +312,7 @@ impl Stream {
                 Ok(Some(Ok(piece))) => {
                     heard_us.store(units::now_us(), Ordering::Relaxed);
                     self.silent_since = None;
-                    self.compressed = piece.into_data().unwrap_or_default();
+                    self.inflate.take(piece.into_data().unwrap_or_default());
                 }
                 Ok(Some(Err(error))) => return Err(peer.broken(&error)),
                 Ok(None) => return Err(peer.unreachable("the stream was cut")),
@@ -332,21 +322,5 @@ impl Stream {
                 Err(_) => return Ok(None),
             }
         }
-    }
-
-    /// Decompresses a bounded step; false when there is nothing to decompress.
-    fn inflate(&mut self) -> std::io::Result<bool> {
-        if self.compressed.is_empty() {
-            return Ok(false);
-        }
-        let start = self.plain.len();
-        self.plain.resize(start + INFLATE_BYTES, 0);
-        let mut input = InBuffer::around(&self.compressed);
-        let mut output = OutBuffer::around(&mut self.plain[start..]);
-        let done = self.inflate.run(&mut input, &mut output);
-        let (consumed, produced) = (input.pos(), output.pos());
-        self.plain.truncate(start + produced);
-        self.compressed.advance(consumed);
-        done.map(|_| true)
     }
 }
