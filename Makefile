@@ -8,10 +8,11 @@ PG_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/sitepair/pg,$(HOME)/.cach
 # Where the jars of the Kafka broker are kept.
 KAFKA_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/sitepair/kafka,$(HOME)/.cache/sitepair/kafka)
 TEST_KAFKA = $(KAFKA_CACHE)/4.3.1
+BENCH_DEBEZIUM = $(KAFKA_CACHE)/debezium-3.5.0.Final
 TEST_PG = 15=$(shell tests/setup/find-server 15):16=$(PG_CACHE)/16/bin:17=$(PG_CACHE)/17/bin:18=$(PG_CACHE)/18/bin
 SOAK_ROUNDS ?= 100
 
-.PHONY: help demo test soak lint bench bench-parts docs setup-demo setup-test
+.PHONY: help demo test soak lint bench bench-parts docs setup-demo setup-test setup-bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -23,6 +24,9 @@ setup-test: setup-demo
 	@tests/setup/packages --test
 	@tests/setup/postgres-versions "$(PG_CACHE)"
 	@tests/setup/kafka "$(KAFKA_CACHE)"
+
+setup-bench: setup-test
+	@tests/setup/debezium "$(KAFKA_CACHE)"
 
 demo: setup-demo ## two throw-away sites, a load, kills, and the proof that both agree
 	$(CARGO) build --release --locked
@@ -42,12 +46,12 @@ soak: setup-test ## the kill test, SOAK_ROUNDS rounds (default 100), and a copy 
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_KILL_ROUNDS=$(SOAK_ROUNDS) $(CARGO) test --locked --release --test it kill -- --nocapture
 	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_COPY_ROWS=5000000 $(CARGO) test --locked --release --test it snapshot::bounds -- --nocapture
 
-bench: setup-test ## sitepair beside pg_recvlogical, native replication and psql; writes docs/BENCHMARKS.md (benches/compare/main.rs and benches/copy.rs have its variables)
-	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) bench --locked --bench compare
+bench: setup-bench ## sitepair beside pg_recvlogical, native replication, Debezium and psql; writes docs/BENCHMARKS.md (benches/compare/main.rs and benches/copy.rs have its variables)
+	SITEPAIR_TEST_PG="$(TEST_PG)" SITEPAIR_TEST_KAFKA="$(TEST_KAFKA)" SITEPAIR_BENCH_DEBEZIUM="$(BENCH_DEBEZIUM)" $(CARGO) bench --locked --bench compare
 	SITEPAIR_TEST_PG="$(TEST_PG)" $(CARGO) bench --locked --bench copy
 
-bench-parts: setup-test ## criterion benchmarks of decode, record and append
-	$(CARGO) bench --locked --bench wire --bench topic
+bench-parts: setup-test ## criterion benchmarks of decode, rules, record, append and plan; says what changed since it last ran
+	$(CARGO) bench --locked --bench wire --bench topic --bench changes
 
 docs: ## writes the generated pages under docs/ anew
 	SITEPAIR_WRITE_DOCS=1 $(CARGO) test --locked --test docs

@@ -6,10 +6,13 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `SITEPAIR_TEST_PG` | servers, `18=DIR:15=DIR` | the newest that is found |
+//! | `SITEPAIR_TEST_KAFKA` | the broker's jars, as `tests/setup/kafka` fetched them | none: nobody plays by Kafka |
+//! | `SITEPAIR_BENCH_DEBEZIUM` | Kafka Connect's and Debezium's jars, as `tests/setup/debezium` fetched them | none: it does not play |
 //! | `SITEPAIR_BENCH_PG` | versions to play | `18,15` |
 //! | `SITEPAIR_BENCH_SCALE` | size of the workloads; 1 is a million rows | `0.2` |
 //! | `SITEPAIR_BENCH_RUNS` | runs of each contestant | `3` |
-//! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency` | all |
+//! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency`, `growth` | all |
+//! | `SITEPAIR_BENCH_BACKLOG_GB` | WAL of the growth part's backlog; needs some 5 times that of disk | `1` |
 //! | `SITEPAIR_BENCH_SECONDS` | length of each latency load | `10` |
 //! | `SITEPAIR_BENCH_OTHER` | another build of sitepair, which plays too (not in the latency part) | none |
 //! | `SITEPAIR_BENCH_DOCS` | `0`: print only | `1` |
@@ -19,6 +22,10 @@
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod contest;
+mod debezium;
+mod growth;
+mod jvm;
+mod kafka;
 mod latency;
 mod meter;
 mod page;
@@ -30,9 +37,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use contest::{Contestant, Daemon, Scene};
+use growth::Step;
 use latency::Latency;
 use report::Entry;
-use stage::{Build, DATABASE, OBJECT, Sql, Stage, Topic};
+use stage::{Build, DATABASE, EMBEDDED, OBJECT, Sql, Stage, Topic};
 use workload::Workload;
 
 /// Rates of the latency part, transactions a second.
@@ -62,7 +70,7 @@ fn main() {
     let only = std::env::var("SITEPAIR_BENCH_ONLY").ok();
     let wants = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
     let busy = load_average();
-    let (mut entries, mut latencies) = (Vec::new(), Vec::new());
+    let (mut entries, mut latencies, mut steps) = (Vec::new(), Vec::new(), Vec::new());
     let mut versions = Vec::new();
     for bin in servers() {
         let stage = Stage::start(&bin);
@@ -73,15 +81,23 @@ fn main() {
         if wants("latency") {
             latencies.extend(measure_latency(&stage));
         }
+        if wants("growth") {
+            steps.extend(grow(&stage, scale, runs));
+        }
     }
     let head = head(&versions, scale, runs, &busy);
     println!("{head}");
     if !entries.is_empty() {
         let plot = "![speed relative to native logical replication](benchmarks.svg)";
-        write("throughput", &format!("{head}\n{plot}\n\n{}", report::throughput(&entries)));
+        let kafka = kafka::jars().map(|jars| kafka::words(&jars) + "\n").unwrap_or_default();
+        let debezium = debezium::jars().map(|jars| debezium::words(&jars) + "\n").unwrap_or_default();
+        write("throughput", &format!("{head}{kafka}{debezium}\n{plot}\n\n{}", report::throughput(&entries)));
     }
     if !latencies.is_empty() {
         write("latency", &format!("{head}\n{}", report::latency(&latencies)));
+    }
+    if !steps.is_empty() {
+        write("growth", &format!("{head}\n{}", growth::table(&steps)));
     }
     if !entries.is_empty() && variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
         let plot = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.svg");
@@ -98,7 +114,7 @@ fn write(part: &str, text: &str) {
 
 /// All contestants in turn, `runs` times.
 fn play(stage: &Stage, workload: &Workload, runs: usize) -> Vec<Entry> {
-    let scene = Scene::set(stage, workload);
+    let scene = Scene::set(stage, workload, runs);
     println!("PostgreSQL {}: {} (made in {:.1} s)", stage.version, workload.title, scene.load_s);
     let contestants = Contestant::of(workload, stage);
     let entry = |contestant: &Contestant| Entry {
@@ -110,15 +126,34 @@ fn play(stage: &Stage, workload: &Workload, runs: usize) -> Vec<Entry> {
         runs: Vec::new(),
     };
     let mut entries: Vec<Entry> = contestants.iter().map(entry).collect();
-    for _ in 0..runs {
+    for turn in 0..runs {
         for entry in &mut entries {
-            let run = scene.play(entry.contestant);
-            println!("  {:32} {:7.2} s", entry.contestant.title(), run.seconds);
+            let run = scene.play(entry.contestant, turn);
+            let differs = if run.equal { "" } else { ", AND THE TARGET DIFFERS" };
+            println!("  {:32} {:7.2} s{differs}", entry.contestant.title(), run.seconds);
             entry.runs.push(run);
         }
     }
     scene.strike();
     entries
+}
+
+/// sitepair alone, with more and more of everything.
+fn grow(stage: &Stage, scale: f64, runs: usize) -> Vec<Step> {
+    let backlog_gb: f64 =
+        variable("SITEPAIR_BENCH_BACKLOG_GB", "1").parse().expect("SITEPAIR_BENCH_BACKLOG_GB is a number");
+    let workloads = growth::workloads(scale, backlog_gb);
+    let play = |workload: &Workload| {
+        let scene = Scene::set(stage, workload, 0);
+        println!("PostgreSQL {}: {} (made in {:.1} s)", stage.version, workload.title, scene.load_s);
+        let contestant = Contestant::Sitepair(Build::This, Topic::Embedded);
+        let runs =
+            (0..runs).map(|turn| scene.play(contestant, turn)).inspect(|run| println!("  {:7.2} s", run.seconds));
+        let step = Step::of(&scene, runs.collect());
+        scene.strike();
+        step
+    };
+    workloads.iter().map(play).collect()
 }
 
 /// Each rate with native replication, then with sitepair.
@@ -147,8 +182,8 @@ fn measure_latency(stage: &Stage) -> Vec<Latency> {
     source.run("drop publication bench_native; delete from tick");
     target.run("truncate tick");
     stage.write_pipeline("[[tables]]\ninclude = [\"public.tick\"]");
-    stage.do_sitepair(&["deploy"]);
-    let daemon = Daemon(stage.sitepair(Build::This, Topic::Embedded, &["run"]).spawn().expect("starts"));
+    stage.do_sitepair(EMBEDDED, &["deploy"]);
+    let daemon = Daemon(stage.sitepair(Build::This, EMBEDDED, &["run"]).spawn().expect("starts"));
     measure(Contestant::Sitepair(Build::This, Topic::Embedded));
     drop(daemon);
     drop((source, target));

@@ -16,6 +16,8 @@ pub enum Home {
     Source,
     Target,
     Client,
+    /// Kafka's broker; its peak is that of the run.
+    Broker,
 }
 
 /// What one process has used.
@@ -63,6 +65,10 @@ impl Meter {
     /// Looks at the children of these processes, and at the processes themselves where they are clients. `but` are sessions
     /// of the benchmark itself.
     pub fn start(roots: Vec<(u32, Home)>, but: Vec<u32>) -> Self {
+        for (broker, _) in roots.iter().filter(|(_, home)| *home == Home::Broker) {
+            // proc(5): sets the peak back to what is there now.
+            let _ = fs::write(format!("/proc/{broker}/clear_refs"), "5");
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let mut seen: BTreeMap<u32, (Process, Process)> = BTreeMap::new();
@@ -103,7 +109,7 @@ impl Meter {
 fn look(roots: &[(u32, Home)], but: &[u32], seen: &mut BTreeMap<u32, (Process, Process)>) {
     for (root, home) in roots {
         let mut pids = vec![*root];
-        if *home != Home::Client {
+        if matches!(home, Home::Source | Home::Target) {
             let children = fs::read_to_string(format!("/proc/{root}/task/{root}/children")).unwrap_or_default();
             pids = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
         }
@@ -145,6 +151,7 @@ const STARTING: &str = "starting";
 fn label(home: Home, title: &str) -> String {
     let label = match home {
         Home::Client => "client",
+        Home::Broker => "broker",
         _ if !title.starts_with("postgres: ") => STARTING,
         Home::Source if title.contains(" walsender ") || title.starts_with("postgres: walsender") => "walsender",
         Home::Source => "source, other",

@@ -54,7 +54,9 @@ fn find<'a>(entries: &'a [Entry], of: &Entry, contestant: Contestant) -> Option<
 }
 
 fn ratio(entries: &[Entry], of: &Entry, to: Contestant) -> String {
-    find(entries, of, to).map_or(String::new(), |to| format!("{:.2}", to.median() / of.median()))
+    let counts = |entry: &&Entry| entry.runs.iter().all(|run| run.equal);
+    let to = find(entries, of, to).filter(counts).filter(|_| counts(&of));
+    to.map_or(String::new(), |to| format!("{:.2}", to.median() / of.median()))
 }
 
 /// Workloads in the order they were played.
@@ -74,7 +76,7 @@ pub fn throughput(entries: &[Entry]) -> String {
     let _ = writeln!(out, "### Ratios of medians: above 1 is faster than the other\n");
     let _ = writeln!(
         out,
-        "| server | workload | reader / pg_recvlogical | slot to target / native | slot to target / pg_recvlogical | replay / native |\n|---|---|---|---|---|---|"
+        "| server | workload | reader / pg_recvlogical | slot to target / native | slot to target / pg_recvlogical | replay / native | slot to target by Kafka / Debezium |\n|---|---|---|---|---|---|---|"
     );
     for scene in scenes(entries) {
         let of = |one: Contestant, to: Contestant| {
@@ -82,13 +84,14 @@ pub fn throughput(entries: &[Entry]) -> String {
         };
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} |",
             scene.version,
             scene.workload,
             of(Contestant::Reader(Build::This), Contestant::Recvlogical),
             of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Native),
             of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Recvlogical),
             of(Contestant::Replay(Build::This), Contestant::Native),
+            of(Contestant::Sitepair(Build::This, Topic::Kafka), Contestant::Debezium),
         );
     }
     for scene in scenes(entries) {
@@ -100,6 +103,33 @@ pub fn throughput(entries: &[Entry]) -> String {
         for entry in entries.iter().filter(|one| (&one.version, &one.workload) == (&scene.version, &scene.workload)) {
             out.push_str(&line(entries, entry));
         }
+        out.push_str(&beside(entries, scene));
+    }
+    out
+}
+
+/// What the broker took, and what of Debezium's runs is not in its line.
+fn beside(entries: &[Entry], scene: &Entry) -> String {
+    let mut out = String::new();
+    for contestant in [Contestant::Sitepair(Build::This, Topic::Kafka), Contestant::Debezium] {
+        let Some(entry) = find(entries, scene, contestant) else { continue };
+        let run = entry.typical();
+        let broker = run.usage.by_kind.get("broker").cloned().unwrap_or_default();
+        let _ = write!(
+            out,
+            "\n{}: the broker took {:.2} CPU s, at most {:.0} MB, and wrote {:.0} MB.",
+            entry.contestant.title(),
+            broker.cpu_s(),
+            broker.peak_bytes as f64 / 1e6,
+            broker.written_bytes as f64 / 1e6
+        );
+        if run.start_s > 0.0 {
+            let _ = write!(out, " Its JVM took {:.1} s to the start of its task, which are not counted.", run.start_s);
+        }
+        if !entry.runs.iter().all(|run| run.equal) {
+            out.push_str(" **Its target differs from the source: the time does not count.**");
+        }
+        out.push('\n');
     }
     out
 }
@@ -153,35 +183,38 @@ pub fn latency(all: &[Latency]) -> String {
 const BAR: f64 = 11.0;
 const LEFT: f64 = 190.0;
 const WIDTH: f64 = 560.0;
-const COLOURS: [(Contestant, &str); 5] = [
+const COLOURS: [(Contestant, &str); 7] = [
     (Contestant::Recvlogical, "#9aa5b1"),
     (Contestant::Native, "#52606d"),
     (Contestant::Reader(Build::This), "#7cc4fa"),
     (Contestant::Sitepair(Build::This, Topic::Embedded), "#127fbf"),
     (Contestant::Replay(Build::This), "#f0b429"),
+    (Contestant::Sitepair(Build::This, Topic::Kafka), "#65d6ad"),
+    (Contestant::Debezium, "#ef8354"),
 ];
 
 /// Rows per second, by workload, relative to native replication.
 pub fn plot(entries: &[Entry]) -> String {
     let scenes = scenes(entries);
     let most = 4.0;
-    let height = 60.0 + scenes.len() as f64 * (BAR * COLOURS.len() as f64 + 14.0);
+    let height = 76.0 + scenes.len() as f64 * (BAR * COLOURS.len() as f64 + 14.0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
         LEFT + WIDTH + 70.0
     );
     for (at, (contestant, colour)) in COLOURS.iter().enumerate() {
-        let x = 10.0 + at as f64 * 160.0;
+        let (x, y) = (10.0 + (at % 4) as f64 * 200.0, 8.0 + (at / 4) as f64 * 16.0);
         let _ = writeln!(
             out,
-            "<rect x=\"{x}\" y=\"8\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"17\">{}</text>",
+            "<rect x=\"{x}\" y=\"{y}\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"{}\">{}</text>",
             x + 14.0,
+            y + 9.0,
             contestant.title()
         );
     }
-    let _ = writeln!(out, "<text x=\"10\" y=\"36\">speed relative to native logical replication (1 = the line)</text>");
-    let mut y = 46.0;
+    let _ = writeln!(out, "<text x=\"10\" y=\"52\">speed relative to native logical replication (1 = the line)</text>");
+    let mut y = 62.0;
     for scene in scenes {
         let Some(native) = find(entries, scene, Contestant::Native) else { continue };
         let _ = writeln!(
@@ -208,6 +241,6 @@ pub fn plot(entries: &[Entry]) -> String {
         y += 14.0;
     }
     let x = LEFT + WIDTH / most;
-    let _ = writeln!(out, "<line x1=\"{x}\" y1=\"42\" x2=\"{x}\" y2=\"{y:.0}\" stroke=\"#cf1124\"/>\n</svg>");
+    let _ = writeln!(out, "<line x1=\"{x}\" y1=\"58\" x2=\"{x}\" y2=\"{y:.0}\" stroke=\"#cf1124\"/>\n</svg>");
     out
 }

@@ -94,15 +94,19 @@ pub enum Topic {
     Embedded,
     /// The same file, at a node of the source that serves it over HTTPS to a node of the target.
     Peer,
+    /// One broker of Kafka, between a node of the source and one of the target.
+    Kafka,
 }
 
-impl Topic {
-    fn file(self) -> &'static str {
-        match self {
-            Self::Embedded => "bench.toml",
-            Self::Peer => "peer.toml",
-        }
-    }
+/// The pipeline file with the embedded topic.
+pub const EMBEDDED: &str = "bench.toml";
+/// The one whose topic is served by a peer.
+pub const PEER: &str = "peer.toml";
+
+/// The one of the pipeline `kN`, whose topic is in Kafka. Each run has its own, since what a topic there holds can't be
+/// taken back.
+pub fn kafka_file(turn: usize) -> String {
+    format!("k{turn}.toml")
 }
 
 /// Two servers of one version, and a directory for topic and files.
@@ -147,9 +151,8 @@ impl Stage {
         Sql::connect(&self.target, DATABASE)
     }
 
-    /// Writes the pipeline file, once for each place of the topic.
+    /// Writes the pipeline file, once for the embedded topic and once for that of a peer.
     pub fn write_pipeline(&self, rules: &str) {
-        let login = |cluster: &Cluster| format!("{} sslmode=disable", cluster.conninfo("postgres", DATABASE));
         let port = sitepair::cli::demo::cluster::free_port().expect("a free port");
         self.write_secrets();
         let peer = (
@@ -158,17 +161,27 @@ impl Stage {
                  tls = {{ cert = \"node.pem\", key = \"node.key\" }}\n"
             ),
             "tls = { ca = \"node.pem\" }\n",
-            "kind = \"peer\"\n",
+            "kind = \"peer\"\npath = \"topic\"\n",
         );
-        for (topic, (at_a, at_b, kind)) in [(Topic::Embedded, (String::new(), "", "")), (Topic::Peer, peer)] {
-            let text = format!(
-                "pipeline = \"bench\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{}\"\n{at_a}\
-                 [site.b]\npostgres = \"{}\"\n{at_b}{rules}\n[topic]\n{kind}path = \"topic\"\n[wal]\nlimit = \"500GiB\"\n",
-                login(&self.source),
-                login(&self.target),
-            );
-            std::fs::write(self.dir.join(topic.file()), text).expect("writable");
-        }
+        self.write_file(EMBEDDED, "bench", rules, (String::new(), "", "path = \"topic\"\n"));
+        self.write_file(PEER, "bench", rules, peer);
+    }
+
+    /// Writes the file of the pipeline `kN` with its topic at this broker.
+    pub fn write_kafka(&self, turn: usize, broker: &str, rules: &str) {
+        let topic = format!("kind = \"kafka\"\nbrokers = [\"{broker}\"]\n");
+        self.write_file(&kafka_file(turn), &format!("k{turn}"), rules, (String::new(), "", &topic));
+    }
+
+    fn write_file(&self, file: &str, pipeline: &str, rules: &str, (at_a, at_b, topic): (String, &str, &str)) {
+        let login = |cluster: &Cluster| format!("{} sslmode=disable", cluster.conninfo("postgres", DATABASE));
+        let text = format!(
+            "pipeline = \"{pipeline}\"\nflows = [\"a -> b\"]\n[site.a]\npostgres = \"{}\"\n{at_a}\
+             [site.b]\npostgres = \"{}\"\n{at_b}{rules}\n[topic]\n{topic}[wal]\nlimit = \"500GiB\"\n",
+            login(&self.source),
+            login(&self.target),
+        );
+        std::fs::write(self.dir.join(file), text).expect("writable");
     }
 
     /// The token and the certificate of the node that serves the topic.
@@ -184,19 +197,19 @@ impl Stage {
         write("node.key", &node.signing_key.serialize_pem());
     }
 
-    /// `sitepair`, with the pipeline file of that topic; what it logs goes to `sitepair.log`.
-    pub fn sitepair(&self, build: Build, topic: Topic, args: &[&str]) -> Command {
+    /// `sitepair`, with that pipeline file; what it logs goes to `sitepair.log`.
+    pub fn sitepair(&self, build: Build, file: &str, args: &[&str]) -> Command {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("sitepair.log"));
         let other = self.other.as_deref().filter(|_| build == Build::Other);
         let mut command = Command::new(other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_sitepair"))));
-        command.arg("--pipeline").arg(self.dir.join(topic.file())).args(args);
+        command.arg("--pipeline").arg(self.dir.join(file)).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
         command
     }
 
     /// Runs a verb of this build, which must succeed.
-    pub fn do_sitepair(&self, args: &[&str]) {
-        let status = self.sitepair(Build::This, Topic::Embedded, args).status().expect("sitepair runs");
+    pub fn do_sitepair(&self, file: &str, args: &[&str]) {
+        let status = self.sitepair(Build::This, file, args).status().expect("sitepair runs");
         assert!(status.success(), "sitepair {args:?}: {status}\n{}", self.log());
     }
 

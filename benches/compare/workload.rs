@@ -13,9 +13,20 @@ pub struct Workload {
     /// The load; each statement is sent alone.
     pub load: Vec<String>,
     /// Tables that cross, compared at the end.
-    pub tables: &'static [&'static str],
+    pub tables: Vec<String>,
+    /// Rows of them that cross; all where it is empty.
+    pub filter: &'static str,
     /// One transaction that native replication could stream before it is whole.
     pub large: bool,
+}
+
+impl Workload {
+    /// What the pipeline file says of its tables, and of the one whose row shows the end.
+    pub fn rules(&self) -> String {
+        let tables: Vec<String> = self.tables.iter().map(|table| format!("\"public.{table}\"")).collect();
+        let filter = if self.filter.is_empty() { String::new() } else { format!("where = \"{}\"\n", self.filter) };
+        format!("[[tables]]\ninclude = [\"public.bench_end\"]\n[[tables]]\ninclude = [{}]\n{filter}", tables.join(", "))
+    }
 }
 
 /// Nine columns, a primary key and another unique index.
@@ -69,14 +80,16 @@ fn wide(rows: u64) -> Workload {
         schema: format!("create table wide ({});", columns.join(", ")),
         seed: vec![],
         load: parts(rows, 100).map(insert).collect(),
-        tables: &["wide"],
+        tables: vec!["wide".to_owned()],
+        filter: "",
         large: false,
     }
 }
 
 /// Loads on the table of accounts alone.
 fn account(name: &'static str, title: String, rows: u64, seed: Vec<String>, load: Vec<String>) -> Workload {
-    Workload { name, title, rows, schema: ACCOUNT.to_owned(), seed, load, tables: &["account"], large: false }
+    let tables = vec!["account".to_owned()];
+    Workload { name, title, rows, schema: ACCOUNT.to_owned(), seed, load, tables, filter: "", large: false }
 }
 
 /// An update of the account with this number.
@@ -138,4 +151,42 @@ fn service(count: u64) -> Workload {
         format!("service load: {count} transactions of 1 account update beside 19 log rows of 300 bytes that stay");
     let base = account("mixed", title, count, in_parts(count, 20), each(count, &transaction));
     Workload { schema: format!("{ACCOUNT} {log}"), ..base }
+}
+
+/// A bulk insert of so many rows.
+pub fn rows(count: u64) -> Workload {
+    account("rows", format!("{count} rows in 100 transactions"), count, vec![], in_parts(count, 100))
+}
+
+/// The same rows, of which one in a hundred crosses.
+pub fn filtered(count: u64) -> Workload {
+    let load = in_parts(count, 100).into_iter().map(|insert| insert.replace("g % 50", "g % 100")).collect();
+    let title = format!("{count} rows in 100 transactions, of which a filter lets 1 % cross");
+    Workload { filter: "tenant = 7", ..account("filter", title, count, vec![], load) }
+}
+
+/// The same number of rows in so many tables, each transaction in a hundredth of them.
+pub fn tables(count: u64, rows: u64) -> Workload {
+    let names: Vec<String> = (1..=count).map(|number| format!("account_{number}")).collect();
+    let schema = names.iter().map(|name| ACCOUNT.replace("table account", &format!("table {name}"))).collect();
+    let in_tables = |(part, (from, to)): (usize, (u64, u64))| {
+        let touched: Vec<&String> = names.iter().skip(part).step_by(100).collect();
+        let touched = if touched.is_empty() { vec![&names[0]] } else { touched };
+        let inserts = parts(to - from + 1, touched.len() as u64).zip(touched);
+        let one = |((first, last), table): ((u64, u64), &String)| {
+            accounts(from + first - 1, from + last - 1).replace("into account", &format!("into {table}"))
+        };
+        inserts.map(one).collect::<Vec<_>>().join("; ")
+    };
+    Workload {
+        name: "tables",
+        title: format!("{rows} rows in 100 transactions, over {count} table(s)"),
+        rows,
+        schema,
+        seed: vec![],
+        load: parts(rows, 100).enumerate().map(in_tables).collect(),
+        tables: names,
+        filter: "",
+        large: false,
+    }
 }
