@@ -22,6 +22,7 @@ const SETTINGS: &[&str] = &[
     "share.coordinator.state.topic.replication.factor=1",
     "share.coordinator.state.topic.min.isr=1",
     "group.initial.rebalance.delay.ms=0",
+    "broker.session.timeout.ms=60000",
 ];
 
 /// A broker, its data gone with it.

@@ -29,7 +29,7 @@ mod members;
 mod park;
 mod place;
 mod probe;
-mod reduce;
+pub mod reduce;
 mod relocate;
 pub mod replay;
 mod scope;

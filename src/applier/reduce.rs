@@ -19,8 +19,8 @@ use crate::model::{Change, Code, Datum, Fault, Relation, Result, Row};
 
 /// Final states of a range of changes.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
-    pub stages: Vec<Stage>,
+pub struct Plan {
+    pub(super) stages: Vec<Stage>,
 }
 
 /// What can be written in any order.
@@ -250,7 +250,7 @@ fn merge(before: &[Datum], new: &[Datum]) -> (Image, bool) {
 ///
 /// # Errors
 /// `TopicDamaged` for an update that does not carry its key.
-pub(super) fn reduce(changes: &[Change], range: Range<usize>) -> Result<Plan> {
+pub fn reduce(changes: &[Change], range: Range<usize>) -> Result<Plan> {
     let mut plan = Plan::default();
     for at in range {
         let number =
