@@ -67,6 +67,7 @@ fn filter(criterion: &mut Criterion) {
         columns: ColumnRule::All,
         filter: Some(filter.into()),
         truncate: TruncatePolicy::Apply,
+        lane: None,
         place: "bench".into(),
     };
     let row = [Cell::Text("4711"), Cell::Text("7"), Cell::Text("active"), Cell::Text("a note of some length")];

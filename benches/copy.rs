@@ -196,6 +196,7 @@ fn by_sitepair(workers: usize, source: &Cluster, target: &Cluster) -> Duration {
             columns: ColumnRule::All,
             filter: None,
             truncate: TruncatePolicy::Apply,
+            lane: None,
             place: "bench".into(),
         };
         let parts = CopyParts {

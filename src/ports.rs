@@ -107,7 +107,7 @@ pub trait TopicReader: Send {
 }
 
 /// The time, so that a simulation can own it.
-pub trait Clock: Send + Sync {
+pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Microseconds since 2000-01-01 00:00 UTC.
     fn now_us(&self) -> i64;
 }

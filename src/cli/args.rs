@@ -37,7 +37,7 @@ pub struct Common {
     /// Which site this node is; without it `run` plays every site.
     #[arg(long, value_name = "NAME", env = "SITEPAIR_SITE", global = true)]
     pub site: Option<String>,
-    /// Only this flow, by name: `<pipeline>_<from>_<to>`.
+    /// Only this flow, by name: `<pipeline>_[<lane>_]<from>_<to>`.
     #[arg(long, value_name = "NAME", global = true)]
     pub flow: Option<String>,
     /// One documented JSON object, or JSON lines, on stdout.

@@ -1,6 +1,7 @@
 //! `sitepair import`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -147,6 +148,7 @@ async fn applied(pipeline: &Pipeline, flow: &FlowName, target: &Session, end: Of
                     parts: Parts::Applier,
                     board: Board::default(),
                     once: true,
+                    clock: Arc::new(pipeline::SystemClock),
                     copy: watch::Sender::new(CopyState::default()),
                 };
                 return pipeline::run(pipeline, &options, stop).await;

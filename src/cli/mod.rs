@@ -74,9 +74,9 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
     };
     match &cli.verb {
         Verb::Demo(_) => Ok(0),
-        Verb::Plan(args) => plan::run(&pipeline, args, output).await,
-        Verb::Deploy(args) => deploy::deploy(&pipeline, args, output).await,
-        Verb::Undeploy(args) => deploy::undeploy(&pipeline, args, output).await,
+        Verb::Plan(args) => plan::run(&chosen(&pipeline, &cli.common)?, args, output).await,
+        Verb::Deploy(args) => deploy::deploy(&chosen(&pipeline, &cli.common)?, args, output).await,
+        Verb::Undeploy(args) => deploy::undeploy(&chosen(&pipeline, &cli.common)?, args, output).await,
         Verb::Run(args) => run::run(&pipeline, &cli.common, args).await,
         Verb::Status(args) => status::run(&pipeline, &cli.common, args, output).await,
         Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
@@ -137,6 +137,14 @@ fn flows<'p>(pipeline: &'p Pipeline, common: &Common) -> Result<Vec<&'p FlowName
         return Err(fault.remedy(format!("the flows are: {}", known.join(", "))));
     }
     Ok(chosen)
+}
+
+/// The pipeline with the flows that `--flow` names.
+fn chosen(pipeline: &Pipeline, common: &Common) -> Result<Pipeline> {
+    Ok(match (&common.flow, flows(pipeline, common)?.as_slice()) {
+        (Some(_), [flow]) => pipeline.only(flow),
+        _ => pipeline.clone(),
+    })
 }
 
 /// The flow that a verb acts on, which must be one.

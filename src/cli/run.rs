@@ -1,5 +1,6 @@
 //! `sitepair run`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -30,8 +31,15 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &RunArgs) -> Result
     };
     let flows = flows(pipeline, common)?.into_iter().cloned().collect();
     let (copy, copied) = watch::channel(CopyState::default());
-    let options =
-        RunOptions { flows, site: common.site.clone(), parts, board: Board::default(), once: args.once, copy };
+    let options = RunOptions {
+        flows,
+        site: common.site.clone(),
+        parts,
+        board: Board::default(),
+        once: args.once,
+        clock: Arc::new(pipeline::SystemClock),
+        copy,
+    };
     let shown = tokio::spawn(progress::show(copied));
     let (stopper, stop) = watch::channel(false);
     let servers = servers(pipeline, &options).await?;

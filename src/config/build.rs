@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::conninfo;
+use super::lanes;
 use super::pipeline::{
     Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TopicKind,
     TruncatePolicy, Tuning, Wal,
@@ -12,17 +13,19 @@ use super::pipeline::{
 use super::secret;
 use super::served::{self, served};
 use super::source::Source;
-use crate::model::names::{MAX_NAME_BYTES, is_part_name};
-use crate::model::{FlowName, Track};
+use crate::model::FlowName;
+use crate::model::names::is_part_name;
 
 const NOT_YET: &str = "not supported yet in this version";
 
 /// Reads everything; `None` when something without which there is no pipeline is wrong. Problems are in the source.
 pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
-    let name = part_name(source, "pipeline");
+    let name = source.part_name("pipeline");
     let sites = sites(source);
-    let flows = flows(source, name.as_deref(), &sites);
+    let directions = directions(source, name.as_deref(), &sites);
     let tables = tables(source);
+    let lanes = lanes::of(tables.as_deref().unwrap_or_default());
+    let flows = directions.map(|directions| lanes::flows(source, &directions, &lanes));
     let mut topic = topic(source);
     if let (Some(topic), Some(flows)) = (&mut topic, &flows) {
         topic.dials = served::dials(source, &topic.kind, flows, &sites);
@@ -33,9 +36,11 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     let wal = wal(source);
     let export_key_file = source.path("export.key_file");
     let tuning = tuning(source);
-    let schedule = super::schedule::schedule(source);
+    let schedule = super::schedule::schedule(source, "schedule");
+    let lane_schedules = lanes::schedules(source, tables.is_some().then_some(&lanes));
     Some(Pipeline {
         name: name?,
+        all_flows: flows.clone()?,
         flows: flows?,
         sites: sites.into_iter().map(|(name, site)| Some((name, site?))).collect::<Option<_>>()?,
         tables: tables?,
@@ -45,18 +50,10 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
         journal: journal?,
         wal: wal?,
         schedule: schedule?,
+        lane_schedules: lane_schedules?,
         export_key_file,
         tuning: tuning?,
     })
-}
-
-fn part_name(source: &mut Source, path: &str) -> Option<String> {
-    let text = source.text(path)?;
-    if is_part_name(&text) {
-        return Some(text);
-    }
-    source.problem(path, format!("\"{text}\" is no name"), "use [a-z][a-z0-9_]{0,14}");
-    None
 }
 
 /// Every site that the file names; `None` for one with a problem.
@@ -161,7 +158,12 @@ fn connection(source: &mut Source, path: &str, password_file: &str) -> Option<Co
     }
 }
 
-fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, Option<Site>>) -> Option<Vec<FlowName>> {
+/// The directions that the file names, each as its flow without a lane.
+fn directions(
+    source: &mut Source,
+    pipeline: Option<&str>,
+    sites: &BTreeMap<String, Option<Site>>,
+) -> Option<Vec<FlowName>> {
     let shared = source.flag("topic.shared").unwrap_or(false);
     if shared && !lies_apart(source) {
         let what = "a topic that flows share lies at their source, or in Kafka";
@@ -188,19 +190,6 @@ fn flows(source: &mut Source, pipeline: Option<&str>, sites: &BTreeMap<String, O
         }
         let pipeline = pipeline.unwrap_or_default().to_owned();
         let flow = FlowName { pipeline, lane: None, from: from.to_owned(), to: to.to_owned(), shared };
-        if let Some(other) = flows.iter().find(|other| other.to_string() == flow.to_string()) {
-            let what = format!(
-                "flows {} -> {} and {from} -> {to} would share the name {}",
-                other.from,
-                other.to,
-                flow.origin(Track::Main)
-            );
-            source.problem("flows", what, "rename a site");
-        }
-        if flow.origin(Track::Main).len() > MAX_NAME_BYTES {
-            let what = format!("the name {} has more than {MAX_NAME_BYTES} bytes", flow.origin(Track::Main));
-            source.problem("flows", what, "shorten the names of the sites or of the pipeline");
-        }
         flows.push(flow);
     }
     if written.is_empty() {
@@ -257,10 +246,8 @@ fn rule(source: &mut Source, at: &str) -> Option<Rule> {
         &key("truncate"),
         &[("apply", TruncatePolicy::Apply), ("ignore", TruncatePolicy::Ignore), ("stop", TruncatePolicy::Stop)],
     );
-    if source.has(&key("lane")) && part_name(source, &key("lane")).is_some() {
-        source.problem(&key("lane"), format!("a lane is {NOT_YET}"), "remove `lane`");
-    }
-    Some(Rule { include: include?, exclude, columns, filter, truncate: truncate?, place: source.line_of(at) })
+    let lane = if source.has(&key("lane")) { Some(lanes::name(source, &key("lane"))?) } else { None };
+    Some(Rule { include: include?, exclude, columns, filter, truncate: truncate?, lane, place: source.line_of(at) })
 }
 
 fn topic(source: &mut Source) -> Option<Topic> {

@@ -7,6 +7,7 @@
 mod build;
 pub mod conninfo;
 mod kafka;
+mod lanes;
 pub mod pipeline;
 mod places;
 pub mod schedule;

@@ -1,11 +1,12 @@
 //! The validated form of a pipeline file: what every other module works with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::schedule::Schedule;
 use crate::model::FlowName;
 
 /// A password or token. Never printed: `Debug` shows a placeholder, and there is no `Display`.
@@ -35,8 +36,10 @@ impl fmt::Debug for Secret {
 pub struct Pipeline {
     /// `pipeline`.
     pub name: String,
-    /// Directions, in the order of the file.
+    /// The flows that a command acts on: those of the file, or the one that it was told ([`Pipeline::only`]).
     pub flows: Vec<FlowName>,
+    /// The flows of the file: one for each direction and lane, those without a lane first, then by lane.
+    pub all_flows: Vec<FlowName>,
     /// Sites by name.
     pub sites: BTreeMap<String, Site>,
     /// Table rules, in the order of the file.
@@ -51,12 +54,32 @@ pub struct Pipeline {
     pub journal: Journal,
     /// `[wal]`.
     pub wal: Wal,
-    /// `[schedule]`.
-    pub schedule: super::schedule::Schedule,
+    /// `[schedule]`: of the tables without a lane, and of lanes that have none of their own.
+    pub schedule: Schedule,
+    /// `[schedule.LANE]`, by lane.
+    pub lane_schedules: BTreeMap<String, Schedule>,
     /// `export.key_file`: holds the key that exported ranges are signed by. Read where it is used.
     pub export_key_file: Option<PathBuf>,
     /// `[tuning]`: intervals that rarely need a change.
     pub tuning: Tuning,
+}
+
+impl Pipeline {
+    /// When the changes of a flow are applied.
+    pub fn schedule_of(&self, flow: &FlowName) -> &Schedule {
+        flow.lane.as_ref().and_then(|lane| self.lane_schedules.get(lane)).unwrap_or(&self.schedule)
+    }
+
+    /// The origins under which this pipeline's changes arrive where the flow comes from ([`FlowName::own_origins`]).
+    pub fn own_origins(&self, flow: &FlowName) -> BTreeMap<String, String> {
+        let lanes: BTreeSet<&str> = self.all_flows.iter().filter_map(|flow| flow.lane.as_deref()).collect();
+        flow.own_origins(self.sites.keys().map(String::as_str), lanes)
+    }
+
+    /// The same file, for a command that acts on one of its flows.
+    pub fn only(&self, flow: &FlowName) -> Pipeline {
+        Pipeline { flows: vec![flow.clone()], ..self.clone() }
+    }
 }
 
 /// One `[site.NAME]`.
@@ -231,6 +254,8 @@ pub struct Rule {
     pub filter: Option<String>,
     /// TRUNCATE.
     pub truncate: TruncatePolicy,
+    /// The lane whose flows carry its tables.
+    pub lane: Option<String>,
     /// Where the rule stands, `FILE:LINE`, for messages.
     pub place: String,
 }

@@ -104,7 +104,10 @@ impl Places {
             (Node::Table { list }, _) => {
                 let form = if list { format!("[[{dotted}]]") } else { format!("[{dotted}]") };
                 let (place, what) = (self.at(value.span().start), format!("\"{dotted}\" is no table"));
-                problems.push(FileProblem { place, what, remedy: format!("write it as {form}") });
+                let near = schema::nearest(path).filter(|near| path.last().is_some_and(|last| near != last));
+                let remedy =
+                    near.map_or_else(|| format!("write it as {form}"), |near| format!("did you mean \"{near}\"?"));
+                problems.push(FileProblem { place, what, remedy });
             }
             (Node::Unknown, _) => problems.push(unknown(self.at(name.start), path)),
         }

@@ -1,4 +1,4 @@
-//! `[schedule]`: when changes are applied. What the source does is read all the time.
+//! `[schedule]` and `[schedule.LANE]`: when changes are applied. What the source does is read all the time.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -74,40 +74,38 @@ impl Windows {
     }
 }
 
-/// `[schedule]`; `None` when something is wrong with it.
-pub(super) fn schedule(source: &mut Source) -> Option<Schedule> {
-    let manual = source.choice("schedule.mode", &[("continuous", false), ("manual", true)])?;
+/// The schedule under a path, `schedule` or a lane's; `None` when something is wrong with it.
+pub(super) fn schedule(source: &mut Source, at: &str) -> Option<Schedule> {
+    let key = |key: &str| format!("{at}.{key}");
+    let manual = source.choice(&key("mode"), &[("continuous", false), ("manual", true)])?;
     let (opens, length, zone) =
-        (source.text("schedule.opens"), source.duration("schedule.for"), source.text("schedule.timezone"));
-    if !source.has("schedule.opens") {
-        for key in ["schedule.for", "schedule.timezone"] {
-            if source.has(key) {
-                source.problem(
-                    key,
-                    format!("\"{key}\" goes with \"schedule.opens\""),
-                    "say when windows open, or remove it",
-                );
+        (source.text(&key("opens")), source.duration(&key("for")), source.text(&key("timezone")));
+    if !source.has(&key("opens")) {
+        for key in [key("for"), key("timezone")] {
+            if source.has(&key) {
+                let what = format!("\"{key}\" goes with \"{at}.opens\"");
+                source.problem(&key, what, "say when windows open, or remove it");
                 return None;
             }
         }
         return Some(if manual { Schedule::Manual } else { Schedule::Continuous });
     }
     if manual {
-        source.problem("schedule.opens", "a manual schedule has no windows", "remove mode = \"manual\", or `opens`");
+        source.problem(&key("opens"), "a manual schedule has no windows", "remove mode = \"manual\", or `opens`");
         return None;
     }
-    if !source.has("schedule.for") {
-        source.problem("schedule.opens", "windows have no length", "add `for`, as for = \"6h\"");
+    if !source.has(&key("for")) {
+        source.problem(&key("opens"), "windows have no length", "add `for`, as for = \"6h\"");
     }
     let cron = opens.and_then(|text| match Cron::from_str(&text) {
         Ok(cron) if cron.find_next_occurrence(&DateTime::UNIX_EPOCH, true).is_ok() => Some(cron),
         Ok(_) => {
-            source.problem("schedule.opens", format!("\"{text}\" never comes"), "write a time that exists");
+            source.problem(&key("opens"), format!("\"{text}\" never comes"), "write a time that exists");
             None
         }
         Err(error) => {
             let remedy = "write minute, hour, day, month and day of week, as \"0 22 * * *\"";
-            source.problem("schedule.opens", format!("\"{text}\" is no time of cron: {error}"), remedy);
+            source.problem(&key("opens"), format!("\"{text}\" is no time of cron: {error}"), remedy);
             None
         }
     });
@@ -115,7 +113,7 @@ pub(super) fn schedule(source: &mut Source) -> Option<Schedule> {
     let tz = zone.parse::<Tz>();
     if tz.is_err() {
         let what = format!("there is no time zone \"{zone}\"");
-        source.problem("schedule.timezone", what, "use a name of the tz database, as \"Europe/Helsinki\"");
+        source.problem(&key("timezone"), what, "use a name of the tz database, as \"Europe/Helsinki\"");
     }
     Some(Schedule::Windows(Box::new(Windows { opens: cron?, length: length?, zone: tz.ok()? })))
 }

@@ -65,7 +65,7 @@ pub enum Missing {
 /// One key.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Path from the top: `*` stands for a site's name, `#` for one of a list of tables.
+    /// Path from the top: `*` stands for a site's or a lane's name, `#` for one of a list of tables.
     pub path: &'static str,
     /// What the value must be.
     pub kind: Kind,
@@ -177,7 +177,13 @@ pub const KEYS: &[Key] = &[
         Default("apply"),
         "What TRUNCATE does: empty the target's table too, leave it alone, or stop the flow.",
     ),
-    key("tables.#.lane", Name, Means("the flow's own lane"), "Refused in this version."),
+    key(
+        "tables.#.lane",
+        Name,
+        Means("no lane"),
+        "Tables of a lane have a flow of their own in each direction, `PIPELINE_LANE_FROM_TO`: slot, topic and checkpoint too. \
+         Rules with the same lane share it.",
+    ),
     key(
         "topic.kind",
         Choice(&["embedded", "peer", "kafka"]),
@@ -284,6 +290,21 @@ pub const KEYS: &[Key] = &[
     key("schedule.for", Duration, Means("required with `opens`"), "How long a window stays open."),
     key("schedule.timezone", Text, Means("UTC"), "Time zone of `opens`, a name of the tz database."),
     key(
+        "schedule.*.mode",
+        Choice(&["continuous", "manual"]),
+        Default("continuous"),
+        "`[schedule.LANE]`: the same for the tables of a lane. A lane without it follows `[schedule]`; one with it takes over no \
+         key of `[schedule]`.",
+    ),
+    key("schedule.*.opens", Text, Means("always open"), "When a window of the lane opens."),
+    key("schedule.*.for", Duration, Means("required with `opens`"), "How long it stays open."),
+    key(
+        "schedule.*.timezone",
+        Text,
+        Means("UTC; required where `[schedule]` has one"),
+        "Time zone of the lane's `opens`.",
+    ),
+    key(
         "export.key_file",
         File,
         Means("no `export`, no `import`"),
@@ -378,7 +399,8 @@ pub fn reference() -> String {
             };
             text.push_str(&format!("\n## {title}\n\n| key | value | default | meaning |\n|---|---|---|---|\n"));
         }
-        let inner = table.split('.').filter(|part| *part != top && *part != "*" && *part != "#");
+        let inner = table.split('.').filter(|part| *part != top && *part != "#" && (*part != "*" || top != "site"));
+        let inner = inner.map(|part| if part == "*" { "LANE" } else { part });
         let name = inner.chain([name]).collect::<Vec<_>>().join(".");
         let missing = match key.missing {
             Refused => "required".to_owned(),
@@ -408,7 +430,7 @@ One TOML file for each pair of sites, the same at both. It is generated into thi
 - Unknown keys, wrong values and missing files are reported together, each with its place and remedy, exit code 2, before
   anything is touched.
 - A flow from site `a` to site `b` of pipeline `p` names its slot, publication and origin `sitepair_p_a_b`; with
-  `topic.shared` slot and publication are `sitepair_p_a`.
+  `topic.shared` slot and publication are `sitepair_p_a`. In lane `l` they are `sitepair_p_l_a_b` and `sitepair_p_l_a`.
 ";
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use ::config::{Config, Environment, File, FileFormat, Value, ValueKind};
 use super::places::{Places, unknown};
 use super::schema::{self, KEYS, Key, Missing, Node};
 use super::{FileProblem, Overrides, secret};
+use crate::model::names::is_part_name;
 
 const ENVIRONMENT_PREFIX: &str = "SITEPAIR__";
 
@@ -125,6 +126,21 @@ impl Source {
     /// True when some layer sets the key.
     pub(super) fn has(&self, path: &str) -> bool {
         self.value(path).is_some()
+    }
+
+    /// What may name a pipeline, a lane or a site.
+    pub(super) fn part_name(&mut self, path: &str) -> Option<String> {
+        let text = self.text(path)?;
+        if is_part_name(&text) {
+            return Some(text);
+        }
+        self.problem(path, format!("\"{text}\" is no name"), "use [a-z][a-z0-9_]{0,14}");
+        None
+    }
+
+    /// True when the path is a table, not a value.
+    pub(super) fn is_table(&self, path: &str) -> bool {
+        self.value(path).is_some_and(|value| matches!(value.kind, ValueKind::Table(_)))
     }
 
     fn value(&self, path: &str) -> Option<&Value> {

@@ -172,7 +172,35 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     (RULE, "include = []", "F:8:11: error: the rule includes nothing"),
     ("[topic]", "columns = { include = [\"a\"], exclude = [\"b\"] }\n[topic]", "F:9:1: error: columns has both"),
     ("[topic]", "columns = { include = [] }\n[topic]", "F:9:23: error: no column would cross"),
-    ("[topic]", "lane = \"night\"\n[topic]", "F:9:8: error: a lane is not supported yet"),
+    ("[topic]", "lane = \"Night\"\n[topic]", "F:9:8: error: \"Night\" is no name"),
+    ("[topic]", "lane = \"opens\"\n[topic]", "F:9:8: error: a lane can't be called \"opens\""),
+    ("[topic]", "[schedule.night]\nmode = \"manual\"\n[topic]", "F:9:11: error: no table has the lane \"night\""),
+    (
+        "[topic]",
+        "lane = \"night\"\n[schedule.night]\n[topic]",
+        "F:10:11: error: the schedule of lane \"night\" says nothing",
+    ),
+    (
+        "[topic]",
+        "lane = \"night\"\n[schedule.night]\nopens = \"0 22 * * *\"\n[topic]",
+        "F:11:9: error: windows have no length",
+    ),
+    (
+        "[topic]",
+        "lane = \"night\"\n[schedule]\nopens = \"0 1 * * *\"\nfor = \"1h\"\ntimezone = \"Europe/Helsinki\"\n\
+         [schedule.night]\nopens = \"0 22 * * *\"\nfor = \"1h\"\n[topic]",
+        "F:14:11: error: [schedule] has a time zone, and that of lane \"night\" is not given",
+    ),
+    (
+        "[topic]",
+        "[schedule]\nmod = \"manual\"\n[topic]",
+        "F:10:7: error: \"schedule.mod\" is no table; did you mean \"mode\"?",
+    ),
+    (
+        "[topic]",
+        "lane = \"night\"\n[schedule.night]\nmodus = \"x\"\n[topic]",
+        "F:11:1: error: unknown key \"schedule.night.modus\"",
+    ),
     ("[topic]", "truncate = \"cascade\"\n[topic]", "F:9:12: error: \"tables.0.truncate\" can't be \"cascade\""),
     ("[[tables]]", "[tables]", "F:7:1: error: \"tables\" is no table; write it as [[tables]]"),
     (FLOWS, "[]", "F:2:9: error: no flow"),
@@ -316,6 +344,66 @@ fn flows_of_one_site_go_to_many() {
     let more = "[site.turku]\npostgres = \"host=c user=sitepair\"\n";
     let text = least(("[\"helsinki -> oulu\"]", "[\"helsinki -> oulu\", \"helsinki -> turku\"]"), more);
     assert_eq!(load_with(&text, &[], &[]).unwrap().flows.len(), 2);
+}
+
+#[test]
+fn each_lane_has_a_flow_and_a_schedule() {
+    let text = least(
+        (
+            "[topic]",
+            "lane = \"night\"\n[[tables]]\ninclude = [\"a.b\"]\n[[tables]]\ninclude = [\"c.d\"]\nlane = \"hand\"\n[topic]",
+        ),
+        "[schedule]\nmode = \"manual\"\n[schedule.night]\nopens = \"0 22 * * *\"\nfor = \"6h\"\n",
+    );
+    let pipeline = load_with(&text, &[("SITEPAIR__SCHEDULE__HAND__MODE", "continuous")], &[]).unwrap();
+    let flows: Vec<_> =
+        pipeline.flows.iter().map(|flow| (flow.to_string(), pipeline.schedule_of(flow).clone())).collect();
+    let [(first, manual), (second, open), (third, windows)] = flows.as_slice() else { panic!("{flows:?}") };
+    assert_eq!([first, second, third], ["mssp_helsinki_oulu", "mssp_hand_helsinki_oulu", "mssp_night_helsinki_oulu"]);
+    assert!(
+        matches!((manual, open, windows), (Schedule::Manual, Schedule::Continuous, Schedule::Windows(_))),
+        "{flows:?}"
+    );
+    // Where every table has a lane there is no flow without one; a lane without a schedule follows [schedule].
+    let text = least(("[topic]", "lane = \"night\"\n[topic]"), "[schedule]\nmode = \"manual\"\n");
+    let pipeline = load_with(&text, &[], &[]).unwrap();
+    let names: Vec<_> = pipeline.flows.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["mssp_night_helsinki_oulu"]);
+    assert_eq!(pipeline.schedule_of(&pipeline.flows[0]), &Schedule::Manual);
+}
+
+#[test]
+fn names_that_collide_are_refused() {
+    let site = |name: &str| format!("[site.{name}]\npostgres = \"host={name} user=u dbname=d\"\n");
+    let text = |flows: &str, sites: &[&str], lane: &str| {
+        let sites: String = sites.iter().map(|name| site(name)).collect();
+        format!(
+            "pipeline = \"p\"\nflows = {flows}\n{sites}[[tables]]\ninclude = [\"public.a\"]\n[[tables]]\ninclude = [\"public.b\"]\nlane = \"{lane}\"\n[topic]\npath = \"t\"\n"
+        )
+    };
+    for (flows, sites, lane, words) in [
+        (
+            "[\"x -> c\", \"x -> x_c\"]",
+            ["x", "c", "x_c"],
+            "x",
+            "flow x -> x_c and flow x -> c in lane x would share a name",
+        ),
+        (
+            "[\"x -> c\", \"x -> c_side\"]",
+            ["x", "c", "c_side"],
+            "n",
+            "flow x -> c and flow x -> c_side would share a name",
+        ),
+        ("[\"abcdefghijklmno -> x\"]", ["abcdefghijklmno", "x", "y"], "abcdefghijklmno", ""),
+    ] {
+        let problems = load_with(&text(flows, &sites, lane), &[], &[]).err().unwrap_or_default();
+        let found = problems.iter().any(|problem| problem.starts_with("F:2:9: error: ") && problem.contains(words));
+        assert_eq!(found, !words.is_empty(), "{problems:?}");
+    }
+    let part = "abcdefghijklmno";
+    let long = text(&format!("[\"{part} -> pqrstuvwxyzabcd\"]"), &[part, "pqrstuvwxyzabcd"], part);
+    let problems = load_with(&long.replace("\"p\"", &format!("\"{part}\"")), &[], &[]).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].contains("has more than 63 bytes"), "{problems:?}");
 }
 
 #[test]

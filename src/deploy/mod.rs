@@ -17,6 +17,8 @@ mod authority;
 mod details;
 mod finding;
 mod install;
+mod lanes;
+mod moves;
 mod plan;
 mod print;
 mod publication;
@@ -63,8 +65,10 @@ const LOCK_WITHIN: Duration = Duration::from_secs(5);
 pub async fn plan(pipeline: &Pipeline, only: Option<&str>) -> Result<Report> {
     let nodes = open(pipeline, only).await?;
     let mut report = Report::default();
-    for plan in survey(pipeline, &nodes).await? {
-        add(&mut report, &plan);
+    let plans = survey(pipeline, &nodes).await?;
+    moves::report(&moves::find(pipeline, &nodes, &plans).await?, &nodes, &mut report).await?;
+    for plan in &plans {
+        add(&mut report, plan);
     }
     add_topics(pipeline, &nodes, &mut report).await?;
     report.findings.sort_by_key(|finding| finding.severity);
@@ -115,6 +119,8 @@ async fn install_all(
     }
     let plans = survey(pipeline, nodes).await?;
     let mut report = Report::default();
+    let moves = moves::find(pipeline, nodes, &plans).await?;
+    moves::report(&moves, nodes, &mut report).await?;
     for plan in &plans {
         if let Some(guard) = &plan.guard {
             return Err(guard.clone());
@@ -124,13 +130,14 @@ async fn install_all(
     add_topics(pipeline, nodes, &mut report).await?;
     report.findings.sort_by_key(|finding| finding.severity);
     refuse(&report)?;
+    moves::leave(&moves, nodes).await?;
     for plan in &plans {
         // Before the slot: a flow without its topic would only hold WAL back.
         if plan.source.is_some() {
             topic::install(pipeline, plan.flow).await?;
         }
-        if plan.flow.shared {
-            // What was made for the flow before is there for this one.
+        if plan.flow.shared || !moves.is_empty() {
+            // What was made for the flow before is there for this one, and what moved has left.
             let again = plan::survey(pipeline, plan.flow, plan.source, plan.target, Life::Same).await?;
             install::run(&again, timeout).await?;
         } else {
@@ -216,8 +223,13 @@ pub async fn print(pipeline: &Pipeline) -> Result<String> {
     }
     let nodes = open(pipeline, None).await?;
     let mut text = print::head(pipeline);
-    for plan in survey(pipeline, &nodes).await? {
-        text.push_str(&print::flow(&plan)?);
+    let plans = survey(pipeline, &nodes).await?;
+    if !moves::find(pipeline, &nodes, &plans).await?.is_empty() {
+        let what = "a table changes its lane, which a script can't do: it must know that nobody applies";
+        return Err(Fault::new(Code::Usage, what).remedy("run `sitepair deploy`, with an `admin` for each site"));
+    }
+    for plan in &plans {
+        text.push_str(&print::flow(plan)?);
     }
     Ok(text)
 }

@@ -16,6 +16,7 @@ use crate::rules::{self, Selected};
 use super::authority;
 use super::details::Details;
 use super::finding::{Finding, Findings};
+use super::lanes;
 use super::publication;
 use super::remove;
 use super::rights::{self, Missing};
@@ -31,6 +32,8 @@ pub(super) struct FlowPlan<'a> {
     pub(super) source: Option<&'a Node<'a>>,
     pub(super) target: Option<&'a Node<'a>>,
     pub(super) selected: Vec<Selected>,
+    /// The tables of all lanes, each with its lane.
+    lanes: BTreeMap<TableName, Option<String>>,
     pub(super) findings: Vec<Finding>,
     /// A finding that is more than an obstacle: going on could lose or distort data.
     pub(super) guard: Option<Fault>,
@@ -45,6 +48,8 @@ struct SourceState {
     slot: Option<SlotState>,
     publication: Option<PublicationState>,
     entering: flow::Entering,
+    /// Another flow that has this one's name.
+    namesake: Option<FlowName>,
     system: (u64, u32),
 }
 
@@ -65,11 +70,19 @@ pub(super) async fn survey<'a>(
     target: Option<&'a Node<'a>>,
     life: Life,
 ) -> Result<FlowPlan<'a>> {
-    let (selected, findings) = match source {
-        Some(source) => select(pipeline, source).await?,
-        None => (Vec::new(), Vec::new()),
+    let mut plan = FlowPlan {
+        flow,
+        source,
+        target,
+        selected: Vec::new(),
+        lanes: BTreeMap::new(),
+        findings: Vec::new(),
+        guard: None,
+        steps: Vec::new(),
     };
-    let mut plan = FlowPlan { flow, source, target, selected, findings, guard: None, steps: Vec::new() };
+    if let Some(source) = source {
+        select(&mut plan, pipeline, source).await?;
+    }
     let state = match source {
         Some(source) => Some(source_state(source, flow).await?),
         None => None,
@@ -79,7 +92,7 @@ pub(super) async fn survey<'a>(
         Life::New => state.map(|state| SourceState { state: FlowState::Unfinished, log: None, ..state }),
     };
     if let Some(target) = target {
-        survey_target(&mut plan, target, state.as_ref(), life).await?;
+        survey_target(&mut plan, pipeline, target, state.as_ref(), life).await?;
     }
     if let (Some(source), Some(state)) = (source, state) {
         survey_source(&mut plan, pipeline, source, &state).await?;
@@ -88,14 +101,18 @@ pub(super) async fn survey<'a>(
     Ok(plan)
 }
 
-/// The tables that the rules select at the source, and the rules' problems as findings.
-async fn select(pipeline: &Pipeline, source: &Node<'_>) -> Result<(Vec<Selected>, Vec<Finding>)> {
+/// The tables that the rules of the flow's lane select at the source, and the rules' problems as findings.
+async fn select(plan: &mut FlowPlan<'_>, pipeline: &Pipeline, source: &Node<'_>) -> Result<()> {
     let tables = catalog::tables(&source.session).await.map_err(|fault| fault.at(source.name()))?;
+    let (rules, lane) = (&pipeline.tables, &plan.flow.lane);
     let mut found = Findings::at(source.name());
-    for problem in rules::findings(&pipeline.tables, &tables) {
+    for problem in rules::findings(rules, &tables).into_iter().filter(|problem| problem.lane == *lane) {
         found.problem(problem);
     }
-    Ok((rules::select(&pipeline.tables, &tables).unwrap_or_default(), found.into_vec()))
+    plan.selected = rules::select_lane(rules, &tables, lane.as_deref()).unwrap_or_default();
+    plan.lanes = rules::lanes(rules, &tables);
+    plan.findings = found.into_vec();
+    Ok(())
 }
 
 async fn source_state(source: &Node<'_>, flow: &FlowName) -> Result<SourceState> {
@@ -111,6 +128,7 @@ async fn source_state(source: &Node<'_>, flow: &FlowName) -> Result<SourceState>
         slot: crate::postgres::slot::state(client, &object).await.map_err(at)?,
         publication: crate::postgres::publication::state(client, &object).await.map_err(at)?,
         entering: flow::entering(client, flow).await.map_err(at)?,
+        namesake: flow::namesake(client, flow).await.map_err(at)?,
         system: system(source).await?,
     })
 }
@@ -130,12 +148,14 @@ async fn survey_source(
     at: &SourceState,
 ) -> Result<()> {
     let mut found = Findings::at(source.name());
-    server::check_source(source, plan.flow, &pipeline.wal, at.slot.is_some(), &mut found);
+    let missing_slots = missing_slots(pipeline, source, plan.flow, at).await?;
+    server::check_source(source, plan.flow, &pipeline.wal, missing_slots, &mut found);
     let named: Vec<String> = plan.selected.iter().map(|each| each.table.table.sql()).collect();
     server::check_limit(source, &pipeline.wal, &named, at.slot.as_ref(), &mut found).await?;
     server::check_connection(source, true, &mut found).await;
     server::check_others(source, plan.flow, true, &mut found).await?;
-    for other in remove::others(source, plan.flow, &pipeline.flows).await? {
+    lanes::check_left_behind(source, pipeline, plan.flow, &plan.lanes, &mut found).await?;
+    for other in remove::others(source, plan.flow, &pipeline.all_flows).await? {
         let what = "shares the topic and is not in the file: the topic keeps what its target lacks";
         let remedy = "write it into the file, or run `sitepair undeploy` with a file that has this flow alone";
         found.warning(format!("flow {other}"), what, remedy);
@@ -143,6 +163,7 @@ async fn survey_source(
     let oids: Vec<u32> = plan.selected.iter().map(|each| each.table.oid).collect();
     let details = Details::read(source, &oids).await?;
     tables::check_source(&plan.selected, &details, &source.login.name, &mut found);
+    lanes::check_references(&plan.selected, &details, &plan.lanes, &mut found);
     let missing = rights::missing_at_source(source, &plan.selected).await?;
     let files = [script::SCHEMA, script::SOURCE];
     install(plan, source, End::Source, &files, script::SOURCE_GRANTS, &missing, &mut found).await?;
@@ -168,6 +189,19 @@ async fn survey_source(
     Ok(())
 }
 
+/// How many slots the flows that come from here still need.
+async fn missing_slots(pipeline: &Pipeline, source: &Node<'_>, flow: &FlowName, at: &SourceState) -> Result<usize> {
+    if at.slot.is_some() {
+        return Ok(0);
+    }
+    let needed = pipeline.flows.iter().filter(|other| other.from == flow.from);
+    let needed: Vec<String> = needed.map(FlowName::object).collect::<BTreeSet<_>>().into_iter().collect();
+    let sql = "SELECT count(*) FROM unnest($1::text[]) n WHERE n NOT IN (SELECT slot_name FROM pg_replication_slots)";
+    let row = source.session.query_one(sql, &[&needed]).await;
+    let missing = row.map_err(|error| sqlstate::fault(&error).at(source.name()))?.get::<_, i64>(0);
+    Ok(usize::try_from(missing).unwrap_or_default())
+}
+
 /// What forbids to go on with the flow as the source has it.
 fn guard(flow: &FlowName, source: &Node<'_>, at: &SourceState) -> Option<Fault> {
     let object = flow.object();
@@ -179,6 +213,14 @@ fn guard(flow: &FlowName, source: &Node<'_>, at: &SourceState) -> Option<Fault> 
         (FlowState::Absent | FlowState::Unfinished, Some(joining)) => joining,
         (state, _) => state,
     };
+    if let Some(other) = &at.namesake {
+        let lane = other.lane.as_ref().map_or(String::new(), |lane| format!(", lane {lane}"));
+        let what = format!(
+            "the name {object} is that of flow {} -> {} of pipeline {}{lane}",
+            other.from, other.to, other.pipeline
+        );
+        return fault(Code::ForeignSlot, what, "rename the lane or the pipeline");
+    }
     match (state, &at.slot) {
         (FlowState::Deployed(identity), _) if identity.genesis.slot != object => {
             let what = format!("flow {flow} was deployed with slot {}, the file says {object}", identity.genesis.slot);
@@ -318,15 +360,27 @@ async fn compare_filters(plan: &mut FlowPlan<'_>, source: &Node<'_>, found: &mut
     Ok(())
 }
 
-async fn survey_target(plan: &mut FlowPlan<'_>, target: &Node<'_>, at: Option<&SourceState>, life: Life) -> Result<()> {
+async fn survey_target(
+    plan: &mut FlowPlan<'_>,
+    pipeline: &Pipeline,
+    target: &Node<'_>,
+    at: Option<&SourceState>,
+    life: Life,
+) -> Result<()> {
     let mut found = Findings::at(target.name());
     let mut missing_origins = Vec::new();
-    for name in plan.flow.origins() {
-        if !origin::exists(&target.session, &name).await.map_err(|fault| fault.at(target.name()))? {
-            missing_origins.push(name);
+    // The server must have room for those of all lanes.
+    let mut missing = 0;
+    for flow in pipeline.flows.iter().filter(|flow| flow.to == plan.flow.to) {
+        for name in flow.origins() {
+            if !origin::exists(&target.session, &name).await.map_err(|fault| fault.at(target.name()))? {
+                missing += 1;
+                missing_origins.extend((flow == plan.flow).then_some(name));
+            }
         }
     }
-    server::check_target(target, missing_origins.len(), &mut found);
+    let missing = if missing_origins.is_empty() { 0 } else { missing };
+    server::check_target(target, missing, &mut found);
     server::check_connection(target, false, &mut found).await;
     server::check_others(target, plan.flow, false, &mut found).await?;
     if let Some(source) = plan.source {
@@ -361,7 +415,7 @@ async fn check_tables(
         plan.selected.iter().filter_map(|each| there.get(&each.table.table)).map(|table| table.oid).collect();
     let source_details = Details::read(source, &source_oids).await?;
     let target_details = Details::read(target, &target_oids).await?;
-    let names: BTreeSet<&TableName> = plan.selected.iter().map(|each| &each.table.table).collect();
+    let names: BTreeSet<&TableName> = plan.lanes.keys().collect();
     for selected in &plan.selected {
         match there.get(&selected.table.table) {
             None => tables::check_missing(selected, &source_details, found),

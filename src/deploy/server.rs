@@ -144,8 +144,14 @@ impl Server {
     }
 }
 
-/// Findings about a source: `slot_exists` when the flow's slot is there and needs no free one.
-pub(super) fn check_source(node: &Node<'_>, flow: &FlowName, wal: &Wal, slot_exists: bool, found: &mut Findings<'_>) {
+/// Findings about a source that lacks so many of the pipeline's slots.
+pub(super) fn check_source(
+    node: &Node<'_>,
+    flow: &FlowName,
+    wal: &Wal,
+    missing_slots: usize,
+    found: &mut Findings<'_>,
+) {
     let server = &node.server;
     server.check_common(found);
     if server.wal_level != "logical" {
@@ -156,9 +162,13 @@ pub(super) fn check_source(node: &Node<'_>, flow: &FlowName, wal: &Wal, slot_exi
         ("max_replication_slots", server.slots_max, server.slots_used, "replication slots"),
         ("max_wal_senders", server.senders_max, server.senders_used, "WAL senders"),
     ] {
-        if used >= max && !slot_exists {
-            let what = format!("all {max} {of} are in use");
-            let remedy = format!("ALTER SYSTEM SET {setting} = {}; -- then restart the server", max + 4);
+        let missing = missing_slots.cast_signed() as i64;
+        if missing > 0 && used + missing > max {
+            let what = match missing {
+                1 => format!("all {max} {of} are in use"),
+                more => format!("{used} of {max} {of} are in use, and {more} more are needed"),
+            };
+            let remedy = format!("ALTER SYSTEM SET {setting} = {}; -- then restart the server", used + missing + 3);
             found.blocking(setting, what, remedy);
         }
     }

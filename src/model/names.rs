@@ -1,7 +1,7 @@
 //! Names of tables, flows and what a flow installs, and their quoting.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::{fmt, iter};
 
 /// A table's schema and name, unquoted, as the catalog has them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -108,13 +108,34 @@ impl FlowName {
         [self.origin(Track::Main), self.origin(Track::Joining)]
     }
 
+    /// The names that no other flow may have: its origins at the target; slot, publication and topic, unless it shares
+    /// them.
+    pub fn claims(&self) -> Vec<String> {
+        let mut claims = Vec::from(self.origins());
+        if !self.shared {
+            claims.push(self.object());
+        }
+        claims
+    }
+
     /// The origins under which this pipeline's changes arrive at the site that this flow leaves, each with the site that it
-    /// comes from; the reader drops their transactions (O1). Whole names, since a prefix would also take in the origins of
-    /// a pipeline whose name begins like this one's.
-    pub fn own_origins<'s>(&self, sites: impl IntoIterator<Item = &'s str>) -> BTreeMap<String, String> {
-        let arriving = |site: &str| FlowName { from: site.to_owned(), to: self.from.clone(), ..self.clone() };
-        let others = sites.into_iter().filter(|site| *site != self.from);
-        others.flat_map(|site| arriving(site).origins().map(|origin| (origin, site.to_owned()))).collect()
+    /// comes from, in whichever of the `lanes` or in none; the reader drops their transactions (O1). Whole names, since a
+    /// prefix would also take in the origins of a pipeline whose name begins like this one's.
+    pub fn own_origins<'s>(
+        &self,
+        sites: impl IntoIterator<Item = &'s str>,
+        lanes: impl IntoIterator<Item = &'s str>,
+    ) -> BTreeMap<String, String> {
+        let lanes: Vec<Option<String>> =
+            iter::once(None).chain(lanes.into_iter().map(|lane| Some(lane.to_owned()))).collect();
+        let mut origins = BTreeMap::new();
+        for site in sites.into_iter().filter(|site| *site != self.from) {
+            for lane in lanes.clone() {
+                let arriving = FlowName { lane, from: site.to_owned(), to: self.from.clone(), ..self.clone() };
+                origins.extend(arriving.origins().map(|origin| (origin, site.to_owned())));
+            }
+        }
+        origins
     }
 }
 
@@ -171,7 +192,7 @@ mod tests {
         let flow =
             FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into(), shared: false };
         assert_eq!(flow.object(), "sitepair_mssp_helsinki_oulu");
-        let origins = flow.own_origins(["helsinki", "oulu", "turku"]);
+        let origins = flow.own_origins(["helsinki", "oulu", "turku"], []);
         let expected = [
             ("sitepair_mssp_oulu_helsinki", "oulu"),
             ("sitepair_mssp_oulu_helsinki_side", "oulu"),
@@ -180,6 +201,12 @@ mod tests {
         ];
         assert!(origins.iter().map(|(name, site)| (name.as_str(), site.as_str())).eq(expected), "{origins:?}");
         let lane = FlowName { lane: Some("night".into()), ..flow };
+        // Whatever the reader's own lane is, what any lane brings is not sent back.
+        let origins = lane.own_origins(["helsinki", "oulu"], ["day", "night"]);
+        let expected = ["sitepair_mssp_day_oulu_helsinki", "sitepair_mssp_day_oulu_helsinki_side"].into_iter();
+        let expected = expected.chain(["sitepair_mssp_night_oulu_helsinki", "sitepair_mssp_night_oulu_helsinki_side"]);
+        let expected = expected.chain(["sitepair_mssp_oulu_helsinki", "sitepair_mssp_oulu_helsinki_side"]);
+        assert!(origins.keys().map(String::as_str).eq(expected), "{origins:?}");
         assert_eq!(lane.to_string(), "mssp_night_helsinki_oulu");
         let shared = FlowName { shared: true, ..lane };
         let names = [shared.to_string(), shared.log().to_string(), shared.object(), shared.origin(Track::Main)];

@@ -43,7 +43,7 @@ type Signature = (uuid::Uuid, BTreeSet<TableName>, Vec<String>, Option<u64>);
 /// `Blocked`, `BadFile` when the rules can't be resolved; `PublicationLost`; what the source says.
 pub(super) async fn selected(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<Selected>> {
     let published = published(source, flow).await?;
-    let mut selected = reading::selected(pipeline, source).await?;
+    let mut selected = reading::selected(pipeline, flow, source).await?;
     selected.retain(|each| published.contains(&each.table.table));
     Ok(selected)
 }

@@ -34,6 +34,7 @@ mod supervisor;
 pub mod verify;
 mod waiting;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,12 +44,12 @@ use tokio::task::JoinSet;
 
 use crate::config::{Pipeline, Schedule, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
-use crate::ports::{Goal, Stop};
+use crate::ports::{Clock, Goal, Stop};
 use crate::snapshot::CopyState;
 use crate::telemetry::notice;
 use board::{Board, Voice};
 pub use goal::Timing;
-use schedule::SystemClock;
+pub use schedule::SystemClock;
 
 /// How long the parts of a flow may take to end once they are told to. A group that waits behind a lock, or for a server
 /// that says nothing, is given up then, as by kill -9: the next start goes on at the checkpoint.
@@ -78,6 +79,8 @@ pub struct RunOptions {
     pub board: Board,
     /// End when what the source had flushed at the start has arrived.
     pub once: bool,
+    /// What schedules go by.
+    pub clock: Arc<dyn Clock>,
     /// How far the copier is, for whoever shows it.
     pub copy: watch::Sender<CopyState>,
 }
@@ -100,11 +103,13 @@ pub fn site<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Site> {
 pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Result<()> {
     // Ends with the flows that run here, or with this function.
     let mut guards = JoinSet::new();
+    let mut guarded = BTreeSet::new();
     let mut logs: Vec<Log> = Vec::new();
     for flow in &options.flows {
         let Some(parts) = parts_at(&pipeline.topic.kind, flow, options.site.as_deref(), options.parts) else {
             tracing::info!(%flow, "no part of this flow runs at this site");
-            if options.site.as_ref().is_some_and(|site| *site == flow.from) && !options.once {
+            let reads_elsewhere = options.site.as_ref().is_some_and(|site| *site == flow.from) && !options.once;
+            if reads_elsewhere && guarded.insert(flow.object()) {
                 let (pipeline, flow) = (pipeline.clone(), flow.clone());
                 guards.spawn(async move { slot_guard::keep(&pipeline, &flow).await });
             }
@@ -223,10 +228,10 @@ async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &W
                 let shown = board.flow(flow);
                 let told = (&options.copy, &shown);
                 // Who says `--once` means now.
-                let when = if options.once { &Schedule::Continuous } else { &pipeline.schedule };
+                let when = if options.once { &Schedule::Continuous } else { pipeline.schedule_of(flow) };
                 let rests = || [Voice::Target, Voice::Peer].into_iter().for_each(|voice| shown.leave(voice));
                 let conduct = |stop| Box::pin(conductor::keep(pipeline, flow, timing, goal, told, stop));
-                let conducted = schedule::keep(when, &SystemClock, rests, halted.clone(), conduct).await;
+                let conducted = schedule::keep(when, options.clock.as_ref(), rests, halted.clone(), conduct).await;
                 worst.note(board, flow, conducted);
             })
         }))

@@ -98,7 +98,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
     let session = session::connect(&source.postgres, &application).await?;
     let deployed = reading::deployed(&session, flow).await?;
     let confirmed = reading::usable_slot(&session, &deployed).await?;
-    let selected = reading::selected(pipeline, &session).await?;
+    let selected = reading::readable(pipeline, flow, &session).await?;
     let counts = Arc::new(Counts::default());
     let topic = Counter::after(topic::open_nearest(&pipeline.topic, flow).await?, Arc::clone(&counts)).await?;
     let beside = session::connect(&source.postgres, &application).await?;
@@ -109,7 +109,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
         lookup: Arc::new(beside),
         selected,
         identity: deployed,
-        own_origins: flow.own_origins(pipeline.sites.keys().map(String::as_str)),
+        own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: u64::MAX,
         heartbeat_interval: NO_HEARTBEAT,

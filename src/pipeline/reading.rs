@@ -1,12 +1,14 @@
 //! Puts a reader together: source sessions, checks of identity, rules, topic; then runs it under the supervisor.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::board::{FlowBoard, Voice};
 use super::{Timing, retention, slot_guard, supervisor};
 use crate::config::{Pipeline, Site};
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result, TableName};
 use crate::ports::{Goal, Stop, TopicWriter};
+use crate::postgres::publication::{self, PublishedTable};
 use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
@@ -79,7 +81,7 @@ async fn attempt(
     let deployed = deployed(&source, flow).await?;
     let confirmed = usable_slot(&source, &deployed).await?;
     vacant(&source, &deployed).await?;
-    let selected = selected(pipeline, &source).await?;
+    let selected = readable(pipeline, flow, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
     let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
@@ -92,7 +94,7 @@ async fn attempt(
         lookup: Arc::new(source),
         selected,
         identity: deployed,
-        own_origins: flow.own_origins(pipeline.sites.keys().map(String::as_str)),
+        own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: pipeline.apply.max_row_bytes,
         heartbeat_interval: pipeline.tuning.heartbeat_interval,
@@ -141,9 +143,25 @@ pub(super) async fn usable_slot(source: &Session, deployed: &FlowIdentity) -> Re
     Ok(confirmed)
 }
 
-pub(super) async fn selected(pipeline: &Pipeline, source: &Session) -> Result<Vec<Selected>> {
+/// The tables whose changes a reader of the flow takes: those of its lane, and those that moved on to another lane, of which
+/// the source's log may still hold what was published for this flow. Nobody applies that: the other lane has copied them
+/// since. A table that another lane's rule names and this flow publishes has not moved yet, and is not among them.
+pub(super) async fn readable(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<Selected>> {
+    let mut readable = selected(pipeline, flow, source).await?;
+    if pipeline.tables.iter().any(|rule| rule.lane != flow.lane) {
+        let tables = catalog::tables(source).await?;
+        let published = publication::state(source, &flow.object()).await?.map_or(Vec::new(), |found| found.tables);
+        let published: BTreeSet<TableName> = published.iter().map(PublishedTable::table).collect();
+        let beside = rules::select_beside(&pipeline.tables, &tables, flow.lane.as_deref());
+        readable.extend(beside.into_iter().filter(|each| !published.contains(&each.table.table)));
+    }
+    Ok(readable)
+}
+
+/// The tables that the rules of the flow's lane select, as the source has them.
+pub(super) async fn selected(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<Selected>> {
     let tables = catalog::tables(source).await?;
-    rules::select(&pipeline.tables, &tables).map_err(|problems| {
+    rules::select_lane(&pipeline.tables, &tables, flow.lane.as_deref()).map_err(|problems| {
         let first = problems.iter().find(|problem| problem.blocking);
         let what = first.map_or_else(|| "no table is selected".to_owned(), ToString::to_string);
         let code = if first.is_some_and(|first| first.in_file) { Code::BadFile } else { Code::Blocked };

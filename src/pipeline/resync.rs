@@ -101,7 +101,7 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
     let target = session::connect(&to.postgres, &application).await.map_err(|fault| fault.at(&to.name))?;
     let whole = named.is_empty();
     let selected = if whole {
-        super::reading::selected(pipeline, &source).await
+        super::reading::selected(pipeline, flow, &source).await
     } else {
         membership::selected(pipeline, flow, &source).await
     };

@@ -15,7 +15,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// This machine's clock.
-pub(super) struct SystemClock;
+#[derive(Debug)]
+pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now_us(&self) -> i64 {
@@ -30,7 +31,7 @@ impl Clock for SystemClock {
 /// What `work` ends with.
 pub(super) async fn keep<F>(
     schedule: &Schedule,
-    clock: &impl Clock,
+    clock: &dyn Clock,
     rests: impl Fn(),
     stop: Stop,
     mut work: impl FnMut(Stop) -> F,
@@ -72,7 +73,7 @@ where
 }
 
 /// Returns when the schedule is open, or closed.
-async fn until(schedule: &Schedule, clock: &impl Clock, open: bool) {
+async fn until(schedule: &Schedule, clock: &dyn Clock, open: bool) {
     loop {
         let now_us = clock.now_us();
         let (is_open, next_us) = match schedule.at(now_us) {
@@ -102,6 +103,7 @@ mod tests {
     use crate::model::{Code, Fault};
 
     /// Runs with tokio's time, which the test stops.
+    #[derive(Debug)]
     struct Fake {
         begun: tokio::time::Instant,
         from_us: i64,

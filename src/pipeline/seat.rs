@@ -12,7 +12,7 @@ use crate::config::{ConnInfo, Pipeline};
 use crate::model::{Code, Fault, FlowName, Result, Track};
 use crate::ports::Stop;
 use crate::postgres::session::{self, Session};
-use crate::postgres::{origin, sqlstate};
+use crate::postgres::{origin, seat};
 
 /// How long the end of a session that held the origin may take to be noticed by its server.
 const RELEASE_WITHIN: Duration = Duration::from_secs(10);
@@ -44,9 +44,7 @@ impl Seat {
     /// `SecondApplier` while another process has the seat; what a connection says.
     pub async fn take(target: &ConnInfo, flow: &FlowName, application: &str) -> Result<Seat> {
         let session = session::connect(target, application).await?;
-        let sql = "select pg_try_advisory_lock(hashtextextended('sitepair flow ' || $1, 0))";
-        let row = session.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
-        if !row.get::<_, bool>(0) {
+        if !seat::take(&session, flow).await? {
             return Err(Fault::new(Code::SecondApplier, format!("another process applies flow {flow}")));
         }
         Ok(Seat { session, flow: flow.clone() })

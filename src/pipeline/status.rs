@@ -182,7 +182,7 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     if state == State::SlotLost {
         notes.push(lost(source.as_ref()));
     }
-    let (state, opens_at) = rested(state, pipeline.schedule.at(units::now_us()), &mut notes);
+    let (state, opens_at) = rested(state, pipeline.schedule_of(flow).at(units::now_us()), &mut notes);
     FlowStatus {
         flow: flow.to_string(),
         state,

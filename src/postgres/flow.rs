@@ -97,17 +97,47 @@ pub async fn sharers(client: &Client, name: &FlowName) -> Result<Vec<FlowName>> 
     if !installed(client).await? {
         return Ok(Vec::new());
     }
-    let sql = "SELECT pipeline, lane, from_site, to_site FROM sitepair.flow \
+    let sql = "SELECT pipeline, lane, from_site, to_site, $2::bool FROM sitepair.flow \
                WHERE slot = $1 AND start_lsn IS NOT NULL ORDER BY flow";
-    let rows = client.query(sql, &[&name.object()]).await.map_err(|error| sqlstate::fault(&error))?;
-    let flow = |row: &Row| FlowName {
-        pipeline: row.get(0),
-        lane: row.get(1),
-        from: row.get(2),
-        to: row.get(3),
-        shared: name.shared,
-    };
-    Ok(rows.iter().map(flow).collect())
+    let rows = client.query(sql, &[&name.object(), &name.shared]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(rows.iter().map(named).collect())
+}
+
+/// The flows of the pipeline of `name` that come from the same site, deployed or begun.
+///
+/// # Errors
+/// What the server says.
+pub async fn of_pipeline(client: &Client, name: &FlowName) -> Result<Vec<FlowName>> {
+    if !installed(client).await? {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT pipeline, lane, from_site, to_site, slot <> 'sitepair_' || flow FROM sitepair.flow \
+               WHERE pipeline = $1 AND from_site = $2 ORDER BY flow";
+    let rows = client.query(sql, &[&name.pipeline, &name.from]).await.map_err(|error| sqlstate::fault(&error))?;
+    Ok(rows.iter().map(named).collect())
+}
+
+/// A flow that is not `name` and has its name, or a slot of its log's name.
+///
+/// # Errors
+/// What the server says.
+pub async fn namesake(client: &Client, name: &FlowName) -> Result<Option<FlowName>> {
+    if !installed(client).await? {
+        return Ok(None);
+    }
+    let sql = "SELECT pipeline, lane, from_site, to_site, slot <> 'sitepair_' || flow FROM sitepair.flow \
+               WHERE (slot = $1 OR flow = $2) \
+                 AND (pipeline <> $3 OR lane IS DISTINCT FROM $4 OR from_site <> $5 OR (flow = $2 AND to_site <> $6)) LIMIT 1";
+    let row = client
+        .query_opt(sql, &[&name.object(), &name.to_string(), &name.pipeline, &name.lane, &name.from, &name.to])
+        .await
+        .map_err(|error| sqlstate::fault(&error))?;
+    Ok(row.as_ref().map(named))
+}
+
+/// A row of its names; the last column says whether it shares its log.
+fn named(row: &Row) -> FlowName {
+    FlowName { pipeline: row.get(0), lane: row.get(1), from: row.get(2), to: row.get(3), shared: row.get(4) }
 }
 
 /// Deploys a flow onto the log that others read already: their identity, slot and start are its own too.

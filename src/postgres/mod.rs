@@ -25,6 +25,7 @@ pub mod flow;
 pub mod origin;
 pub mod publication;
 pub mod replication;
+pub mod seat;
 pub mod session;
 pub mod size;
 pub mod slot;

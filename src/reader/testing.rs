@@ -86,6 +86,7 @@ pub fn rule(table: &str) -> Rule {
         columns: ColumnRule::All,
         filter: None,
         truncate: TruncatePolicy::Apply,
+        lane: None,
         place: "p.toml:1".into(),
     }
 }
@@ -267,7 +268,7 @@ impl Rig {
             lookup: Arc::new(Rows(self.seen.clone())),
             selected: self.selected.clone(),
             identity: self.identity.clone(),
-            own_origins: self.identity.name.own_origins(["b", "c"]),
+            own_origins: self.identity.name.own_origins(["b", "c"], []),
             confirmed: self.confirmed,
             max_row_bytes: self.max_row_bytes,
             heartbeat_interval: Duration::from_secs(10),

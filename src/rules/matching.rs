@@ -45,6 +45,7 @@ mod tests {
             columns: ColumnRule::All,
             filter: None,
             truncate,
+            lane: None,
             place: "f:1".to_owned(),
         };
         let policies = TruncatePolicies::new(&[

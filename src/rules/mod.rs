@@ -13,7 +13,7 @@ use std::fmt;
 
 pub use filter::{BoundFilter, Filter, Verdict};
 pub use matching::TruncatePolicies;
-pub use select::{findings, select};
+pub use select::{findings, lanes, select, select_beside, select_lane};
 
 use crate::config::TruncatePolicy;
 use crate::model::catalog::CatalogTable;
@@ -36,6 +36,8 @@ pub struct Selected {
     /// The column list for the publication; `None` where the publication has all columns and the reader leaves some out
     /// (R2).
     pub publish_columns: Option<Vec<String>>,
+    /// The rule's lane.
+    pub lane: Option<String>,
     /// Where the rule stands, `FILE:LINE`.
     pub place: String,
 }
@@ -45,6 +47,8 @@ pub struct Selected {
 pub struct Problem {
     /// Where the rule stands, `FILE:LINE`.
     pub place: String,
+    /// The rule's lane.
+    pub lane: Option<String>,
     /// What is wrong, naming the table: one line, no full stop.
     pub what: String,
     /// What to do about it.

@@ -9,9 +9,9 @@ use super::filter::Filter;
 use super::matching::glob;
 use super::{Problem, Selected};
 use crate::config::{ColumnRule, Rule};
-use crate::model::ReplicaIdentity;
 use crate::model::catalog::{CatalogIndex, CatalogTable, Generation, TableKind};
 use crate::model::names::quote_ident;
+use crate::model::{ReplicaIdentity, TableName};
 
 /// The schema that sitepair installs; its tables are never replicated.
 const OWN_SCHEMA: &str = "sitepair";
@@ -25,6 +25,36 @@ const OWN_SCHEMA: &str = "sitepair";
 pub fn select(rules: &[Rule], tables: &[CatalogTable]) -> Result<Vec<Selected>, Vec<Problem>> {
     let (selected, problems) = resolve(rules, tables);
     if problems.iter().any(|problem| problem.blocking) { Err(problems) } else { Ok(selected) }
+}
+
+/// [`select`] for one lane (`None`: rules without one): tables and problems of another lane's rules hold nobody up here. A
+/// table that rules of two lanes match is the first one's, and a problem of the second.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_lane(rules: &[Rule], tables: &[CatalogTable], lane: Option<&str>) -> Result<Vec<Selected>, Vec<Problem>> {
+    let (mut selected, mut problems) = resolve(rules, tables);
+    selected.retain(|each| each.lane.as_deref() == lane);
+    problems.retain(|problem| problem.lane.as_deref() == lane);
+    if problems.iter().any(|problem| problem.blocking) { Err(problems) } else { Ok(selected) }
+}
+
+/// The tables that the rules of other lanes select and that can be replicated as they are.
+pub fn select_beside(rules: &[Rule], tables: &[CatalogTable], lane: Option<&str>) -> Vec<Selected> {
+    let mut selected = resolve(rules, tables).0;
+    selected.retain(|each| each.lane.as_deref() != lane);
+    selected
+}
+
+/// The tables that rules match, in whichever lane, each with its lane: also those that can't be replicated as they are.
+pub fn lanes(rules: &[Rule], tables: &[CatalogTable]) -> BTreeMap<TableName, Option<String>> {
+    let mut lanes = BTreeMap::new();
+    for rule in rules {
+        for table in matched(tables, &mut Report { rule, problems: Vec::new() }) {
+            lanes.entry(table.table.clone()).or_insert_with(|| rule.lane.clone());
+        }
+    }
+    lanes
 }
 
 /// The problems of [`select`] that do not block too: what `plan` shows.
@@ -74,7 +104,8 @@ impl Report<'_> {
     }
 
     fn add(&mut self, what: String, remedy: String, blocking: bool, in_file: bool) {
-        self.problems.push(Problem { place: self.rule.place.clone(), what, remedy, blocking, in_file });
+        let (place, lane) = (self.rule.place.clone(), self.rule.lane.clone());
+        self.problems.push(Problem { place, lane, what, remedy, blocking, in_file });
     }
 
     fn blocking(&self) -> usize {
@@ -197,6 +228,7 @@ fn resolve_table(table: &CatalogTable, report: &mut Report<'_>) -> Option<Select
         key,
         filter,
         truncate: report.rule.truncate,
+        lane: report.rule.lane.clone(),
         place: report.rule.place.clone(),
     })
 }

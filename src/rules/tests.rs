@@ -66,6 +66,7 @@ fn rule(include: &[&str]) -> Rule {
         columns: ColumnRule::All,
         filter: None,
         truncate: crate::config::TruncatePolicy::Apply,
+        lane: None,
         place: "p.toml:9".into(),
     }
 }

@@ -24,6 +24,7 @@ fn rule(filter: &str) -> Rule {
         columns: ColumnRule::All,
         filter: Some(filter.into()),
         truncate: TruncatePolicy::Apply,
+        lane: None,
         place: "p.toml:7".into(),
     }
 }

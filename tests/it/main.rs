@@ -13,6 +13,7 @@ mod filter;
 mod journal;
 mod kafka;
 mod kill;
+mod lanes;
 mod large;
 mod mixed;
 mod offline;

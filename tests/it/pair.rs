@@ -68,6 +68,11 @@ impl Pair {
         format!("{}_a_b", self.name)
     }
 
+    /// The flow of a lane.
+    pub fn lane(&self, lane: &str) -> String {
+        format!("{}_{lane}_a_b", self.name)
+    }
+
     /// The command, with the pipeline file.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sitepair"));
@@ -221,17 +226,17 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
+        // Those of its lanes begin likewise.
+        let own = format!("sitepair_{}_", self.name);
         let origin = format!(
-            "select pg_replication_origin_drop(roname) from pg_replication_origin where roname = 'sitepair_{}'",
-            self.flow()
+            "select pg_replication_origin_drop(roname) from pg_replication_origin where starts_with(roname, '{own}')"
         );
         // An origin that is still in use belongs to a daemon that a failing test left behind.
         let _ = crate::support::try_psql(self.target.cluster, "postgres", &origin);
         // A slot that stays would hold WAL of the shared cluster until the tests end, and slots are few.
-        let slot = format!("sitepair_{}", self.flow());
         for _ in 0..50 {
             let sql = format!(
-                "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{slot}'"
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots where starts_with(slot_name, '{own}')"
             );
             if crate::support::try_psql(self.source.cluster, "postgres", &sql).is_ok() {
                 return;
@@ -240,7 +245,7 @@ impl Drop for Pair {
                 self.source.cluster,
                 "postgres",
                 &format!(
-                    "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '{slot}' and active"
+                    "select pg_terminate_backend(active_pid) from pg_replication_slots where starts_with(slot_name, '{own}') and active"
                 ),
             );
             std::thread::sleep(Duration::from_millis(100));

@@ -74,6 +74,7 @@ impl Flow {
             columns: ColumnRule::All,
             filter: filter.map(str::to_owned),
             truncate: TruncatePolicy::Apply,
+            lane: None,
             place: "test.toml:1".into(),
         };
         self.tables.iter().map(rule).collect()
@@ -102,7 +103,7 @@ impl Flow {
             lookup: Arc::new(session),
             selected,
             identity: self.identity.clone(),
-            own_origins: self.identity.name.own_origins(["a", "b"]),
+            own_origins: self.identity.name.own_origins(["a", "b"], []),
             confirmed,
             max_row_bytes: 1 << 30,
             heartbeat_interval: Duration::from_secs(1),

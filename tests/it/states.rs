@@ -90,10 +90,17 @@ const FILES: &[FileCase] = &[
     },
     FileCase {
         name: "later feature",
-        change: ("include =", "lane = \"night\"\ninclude ="),
+        change: ("flows = [\"a -> b\"]", "flows = \"mesh\""),
         verb: &["plan"],
         code: 2,
-        says: &["lane", "not supported yet"],
+        says: &["mesh", "not supported yet"],
+    },
+    FileCase {
+        name: "schedule for a lane that no table has",
+        change: ("[wal]", "[schedule.night]\nmode = \"manual\"\n[wal]"),
+        verb: &["plan"],
+        code: 2,
+        says: &["pair.toml:", "lane \"night\""],
     },
     FileCase {
         name: "filter that can't be parsed",

@@ -56,7 +56,7 @@ pub(super) async fn take(
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
     let confirmed = reading::usable_slot(&source, &deployed).await?;
-    let selected = reading::selected(pipeline, &source).await?;
+    let selected = reading::readable(pipeline, flow, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application).await?;
     same_timeline(&mut replication, &deployed.genesis, confirmed).await?;
     let goal = wal::flush_lsn(&source).await?;
@@ -70,7 +70,7 @@ pub(super) async fn take(
         lookup: Arc::new(source),
         selected,
         identity: deployed,
-        own_origins: flow.own_origins(pipeline.sites.keys().map(String::as_str)),
+        own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: pipeline.apply.max_row_bytes,
         heartbeat_interval: pipeline.tuning.heartbeat_interval,

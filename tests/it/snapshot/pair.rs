@@ -38,6 +38,7 @@ pub fn rule(include: &str) -> Rule {
         columns: ColumnRule::All,
         filter: None,
         truncate: TruncatePolicy::Apply,
+        lane: None,
         place: "p.toml:7".into(),
     }
 }

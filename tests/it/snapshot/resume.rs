@@ -51,6 +51,7 @@ fn process() {
             columns: ColumnRule::All,
             filter: None,
             truncate: TruncatePolicy::Apply,
+            lane: None,
             place: "p.toml:7".into(),
         };
         let parts = CopyParts {
