@@ -1,11 +1,12 @@
 //! Whole files: what is accepted, and each refusal with its place and remedy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::model::FlowName;
 
 const LEAST: &str = "\
 pipeline = \"mssp\"
@@ -423,10 +424,18 @@ fn the_example_of_the_signature_service_is_valid() {
 #[test]
 fn the_example_of_a_hub_is_valid() {
     let sites = ["hub", "north", "south", "west"];
-    check_example(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/hub.toml"), &sites);
+    let pipeline = check_example(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/hub.toml"), &sites);
+    let logs: BTreeSet<_> = pipeline.flows.iter().map(FlowName::object).collect();
+    assert_eq!((pipeline.flows.len(), logs.len()), (6, 2), "{logs:?}");
+    assert!(pipeline.flows.iter().all(|flow| {
+        matches!(
+            (&flow.lane, pipeline.schedule_of(flow)),
+            (None, Schedule::Continuous) | (Some(_), Schedule::Windows(_))
+        )
+    }));
 }
 
-fn check_example(example: &str, sites: &[&str]) {
+fn check_example(example: &str, sites: &[&str]) -> Pipeline {
     let directory = tempfile::tempdir().unwrap();
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "pw\n").unwrap();
@@ -440,6 +449,7 @@ fn check_example(example: &str, sites: &[&str]) {
     assert_eq!(pipeline.sites[sites[0]].admin.user, "postgres");
     assert_eq!(pipeline.sites[sites[1]].postgres.password.as_ref().unwrap().reveal(), "pw");
     assert_eq!(pipeline.wal.limit_bytes, Some(50 << 30));
+    pipeline
 }
 
 proptest::proptest! {

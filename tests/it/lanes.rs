@@ -16,6 +16,7 @@ use crate::pair::{Ended, PATIENCE, Pair};
 use crate::peer::sites::{both_ends, until};
 use crate::support::{Database, psql};
 
+mod hub;
 mod moves;
 
 const SCHEMA: &str = "create extension if not exists pgcrypto;
