@@ -30,26 +30,30 @@ pub(super) struct Move<'a> {
 
 type Nodes<'a> = BTreeMap<String, Node<'a>>;
 
-/// The tables whose lane changes, by what both ends have of each flow.
+/// The tables whose lane changes, by what both ends have of each flow. What enters a log enters it for all who read it, so
+/// they are looked at together.
 pub(super) async fn find<'a>(
     pipeline: &'a Pipeline,
     nodes: &Nodes<'_>,
     plans: &[FlowPlan<'a>],
 ) -> Result<Vec<Move<'a>>> {
     let mut moves = Vec::new();
-    for plan in plans {
+    for into in &pipeline.all_flows {
+        let Some(plan) = plans.iter().find(|plan| plan.flow.log() == into.log()) else { continue };
         let wanted: BTreeSet<&TableName> = plan.selected.iter().map(|each| &each.table.table).collect();
-        let beside = |other: &&FlowName| {
-            (&other.from, &other.to) == (&plan.flow.from, &plan.flow.to) && other.lane != plan.flow.lane
-        };
+        let entered = published(nodes.get(&into.from), into).await?;
+        let beside = |other: &&FlowName| (&other.from, &other.to) == (&into.from, &into.to) && other.lane != into.lane;
         for out_of in pipeline.all_flows.iter().filter(beside) {
-            let in_publication = published(nodes.get(&out_of.from), out_of).await?;
-            let published: Vec<TableName> = in_publication.into_iter().filter(|table| wanted.contains(table)).collect();
-            let mut tables: BTreeSet<TableName> = published.iter().cloned().collect();
-            let held = held(nodes.get(&out_of.to), out_of).await?;
-            tables.extend(held.into_iter().filter(|table| wanted.contains(table)));
+            let mut published = published(nodes.get(&out_of.from), out_of).await?;
+            published.retain(|table| wanted.contains(table));
+            // A table that has entered has left before. What the old flow still meets of it, it registers and forgets again.
+            let mut tables = held(nodes.get(&out_of.to), out_of).await?;
+            tables.retain(|table| wanted.contains(table) && !entered.contains(table));
+            tables.extend(published.iter().cloned());
+            tables.sort();
+            tables.dedup();
             if !tables.is_empty() {
-                moves.push(Move { out_of, into: plan.flow, tables: tables.into_iter().collect(), published });
+                moves.push(Move { out_of, into, tables, published });
             }
         }
     }
@@ -98,7 +102,7 @@ pub(super) async fn report(moves: &[Move<'_>], nodes: &Nodes<'_>, report: &mut R
 async fn busy(each: &Move<'_>, nodes: &Nodes<'_>) -> Result<Option<String>> {
     let out_of = each.out_of;
     let (Some(source), Some(target)) = (nodes.get(&out_of.from), nodes.get(&out_of.to)) else {
-        return Ok(Some(format!("that takes both ends of flow {out_of}: leave out --only")));
+        return Ok(Some(format!("that takes both ends of flow {out_of}: leave out --only and --flow")));
     };
     for flow in [out_of, each.into] {
         match remove::check_idle(source, flow).await {
