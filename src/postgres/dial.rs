@@ -58,12 +58,15 @@ pub(super) fn attempts(mode: SslMode, address: &Address) -> &'static [Encryption
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Sql,
-    /// A large receive buffer: the walsender then wakes this process less often.
+    /// A receive buffer that makes the walsender's work cheap.
     Replication,
 }
 
-/// Receive buffer of a replication stream; it must be set before connect, since the window scale is fixed there.
-const REPLICATION_RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
+/// Receive buffer of a replication stream over a network: large, since the window bounds what a long way can carry. It must
+/// be set before connect, when the window's scale is fixed (RFC 7323, section 2.2).
+const NETWORK_RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
+/// The same on loopback, where a way has no length: small, as [`super::gather`] explains.
+const LOCAL_RECEIVE_BUFFER_BYTES: u32 = 16 * 1024;
 /// A silent peer is probed after this time, then every [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -119,7 +122,8 @@ pub(super) async fn dial(
 async fn connect_tcp(address: SocketAddr, purpose: Purpose) -> io::Result<tokio::net::TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if purpose == Purpose::Replication {
-        socket.set_recv_buffer_size(REPLICATION_RECEIVE_BUFFER_BYTES)?;
+        let local = address.ip().is_loopback();
+        socket.set_recv_buffer_size(if local { LOCAL_RECEIVE_BUFFER_BYTES } else { NETWORK_RECEIVE_BUFFER_BYTES })?;
     }
     let options = SockRef::from(&socket);
     let keepalive =

@@ -61,6 +61,8 @@ pub(super) struct Login {
     /// Process id of the backend.
     pub(super) backend_pid: u32,
     pub(super) tls: bool,
+    /// The server is on this machine.
+    pub(super) local: bool,
 }
 
 /// Where an attempt failed; that decides what is tried next.
@@ -221,7 +223,7 @@ async fn attempt(
         return Err(Failure::Final(Fault::new(Code::BadTls, what)));
     }
     let Dialed { io, tls, local, end_point } = dialed;
-    let mut wire = Wire { channel: Channel::new(io), private: tls || local, tls, end_point };
+    let mut wire = Wire { channel: Channel::new(io), private: tls || local, tls, local, end_point };
     wire.start_up(info, purpose, application).await?;
     wire.authenticate(info).await?;
     let login = wire.read_greeting().await?;
@@ -250,6 +252,7 @@ struct Wire {
     /// Nobody on a network can listen: TLS, a Unix socket or loopback.
     private: bool,
     tls: bool,
+    local: bool,
     end_point: Option<Vec<u8>>,
 }
 
@@ -383,8 +386,8 @@ impl Wire {
             }
         }
         let version = parameters.get("server_version").map_or(0, |text| version_number(text));
-        let Wire { channel, tls, .. } = self;
-        Ok(Login { io: channel.io, greeting: greeting.freeze(), parameters, version, backend_pid, tls })
+        let Wire { channel, tls, local, .. } = self;
+        Ok(Login { io: channel.io, greeting: greeting.freeze(), parameters, version, backend_pid, tls, local })
     }
 }
 

@@ -12,6 +12,7 @@
 mod chain;
 mod channel;
 mod dial;
+mod gather;
 mod login;
 mod resumed;
 mod server_name;

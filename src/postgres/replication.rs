@@ -9,6 +9,7 @@ use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::channel::{self, Channel};
 use super::dial::Purpose;
+use super::gather::Road;
 use super::login::{self, error_fields};
 use super::sqlstate;
 pub use super::stream::Stream;
@@ -24,6 +25,7 @@ pub struct Replication {
     channel: Channel,
     version: u32,
     backend_pid: u32,
+    road: Road,
     place: String,
 }
 
@@ -68,7 +70,8 @@ impl Replication {
     pub async fn connect(info: &ConnInfo, application: &str) -> Result<Replication> {
         let login = login::login(info, Purpose::Replication, application).await?;
         let (version, backend_pid) = (login.version, login.backend_pid);
-        Ok(Replication { channel: Channel::new(login.io), version, backend_pid, place: info.to_string() })
+        let road = if login.local { Road::Local } else { Road::Network };
+        Ok(Replication { channel: Channel::new(login.io), version, backend_pid, road, place: info.to_string() })
     }
 
     /// `server_version_num`.
@@ -144,7 +147,7 @@ impl Replication {
             let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;
             if raw.first() == Some(&COPY_BOTH_RESPONSE) {
                 let io = channel::take(&mut self.channel.io);
-                return Ok(Stream::new(io, &self.channel.buffer, self.place.clone()));
+                return Ok(Stream::new(io, &self.channel.buffer, self.road, self.place.clone()));
             }
             match self.parse(&raw)? {
                 Message::ErrorResponse(body) => return Err(self.start_fault(slot, &mut body.fields())),

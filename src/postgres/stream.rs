@@ -1,11 +1,9 @@
 //! The started stream: CopyData in, status updates out.
 //!
-//! The walsender is what limits the speed, and most of its time goes into system calls: one send for each message, and a
-//! wake-up of this process for each when it waits. So while behind, this side lets bytes gather before it reads again;
-//! caught up, it reads at once. Messages are sliced out of the read buffer without a copy.
+//! The walsender is what limits the speed; while behind, bytes gather before they are read (see [`super::gather`]), which makes
+//! its work cheaper. Messages are sliced out of the read buffer without a copy.
 
 use std::io;
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -16,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::channel::{farewell, part, take, whole_length};
 use super::dial::Io;
+use super::gather::{Gather, Road};
 use super::login::error_fields;
 use super::sqlstate::{self, Kind};
 use crate::model::{Code, Fault, Lsn, Result, units};
@@ -33,17 +32,17 @@ pub struct Stream {
     io: Box<dyn Io>,
     buffer: BytesMut,
     out: BytesMut,
-    pace: Pace,
+    gather: Gather,
     /// Position of the last message, to say where the server failed.
     received: Lsn,
     place: String,
 }
 
 impl Stream {
-    pub(super) fn new(io: Box<dyn Io>, rest: &[u8], place: String) -> Self {
+    pub(super) fn new(io: Box<dyn Io>, rest: &[u8], road: Road, place: String) -> Self {
         let mut buffer = BytesMut::with_capacity(CHUNK_BYTES.max(rest.len()));
         buffer.extend_from_slice(rest);
-        Self { io, buffer, out: BytesMut::new(), pace: Pace::new(), received: Lsn::ZERO, place }
+        Self { io, buffer, out: BytesMut::new(), gather: Gather::new(road, Instant::now()), received: Lsn::ZERO, place }
     }
 
     /// Ends the stream: CopyDone, then the connection is closed. Dropping does the same in the background.
@@ -122,8 +121,8 @@ impl Stream {
     /// Room for the rest of the message that has begun, or for a good read.
     ///
     /// A large message gets a buffer of exactly its size, so it never costs more than its size and what was read of it
-    /// before; that buffer goes with the message.
-    fn make_room(&mut self) -> Result<()> {
+    /// before; that buffer goes with the message. True for a large one.
+    fn make_room(&mut self) -> Result<bool> {
         let begun = whole_length(&self.buffer).map_err(|error| self.bad(&error.to_string()))?.unwrap_or(0);
         let room = self.buffer.capacity() - self.buffer.len();
         let large = begun > CHUNK_BYTES;
@@ -132,7 +131,7 @@ impl Stream {
             larger.extend_from_slice(&self.buffer);
             self.buffer = larger;
         }
-        Ok(())
+        Ok(large)
     }
 
     fn bad(&self, what: &str) -> Fault {
@@ -167,14 +166,16 @@ impl Source for Stream {
                 if into.len() > before {
                     return Ok(());
                 }
-                self.make_room()?;
-                let pause = self.pace.pause(Instant::now());
-                if !pause.is_zero() {
+                let large = self.make_room()?;
+                let pause = self.gather.pause(Instant::now());
+                // The rest of a large message is in the server's socket already, or will be by one send.
+                if !large && !pause.is_zero() {
                     // tokio's timer counts whole milliseconds, which is too long here; other tasks wait as briefly.
                     std::thread::sleep(pause);
                 }
-                let count = read_all(&mut self.io, &mut self.buffer).await.map_err(|error| self.broken(&error))?;
-                self.pace.note(count, Instant::now());
+                let most = self.gather.most_bytes();
+                let count = read(&mut self.io, &mut self.buffer, most).await.map_err(|error| self.broken(&error))?;
+                self.gather.note(count, Instant::now());
             }
         };
         tokio::time::timeout(patience, wait).await.unwrap_or(Ok(()))
@@ -196,76 +197,19 @@ impl Drop for Stream {
     }
 }
 
-/// Waits for bytes, then takes all that are there, up to the buffer's room; returns how many.
+/// Waits for bytes, then takes what is there, until it is `most` or more, or the buffer is full; returns how many.
 ///
 /// One read of a TLS stream gives one record of at most 16 KiB, so a single read would not show how much is waiting.
-async fn read_all(io: &mut Box<dyn Io>, buffer: &mut BytesMut) -> io::Result<usize> {
+async fn read(io: &mut Box<dyn Io>, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
     let mut count = io.read_buf(buffer).await?;
     if count == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    while buffer.capacity() > buffer.len() {
+    while count < most && buffer.capacity() > buffer.len() {
         let Some(more) = io.read_buf(buffer).now_or_never().transpose()?.filter(|more| *more > 0) else { break };
         count += more;
     }
     Ok(count)
-}
-
-/// Decides when to let bytes gather, and for how long: while they come fast and in small pieces.
-struct Pace {
-    window_start: Instant,
-    window_bytes: usize,
-    behind: bool,
-    last_read: Instant,
-    last_was_small: bool,
-    gather: Duration,
-}
-
-/// How often the rate is judged.
-const WINDOW: Duration = Duration::from_millis(4);
-/// Faster than this counts as catching up: it is some 8,000 single-row transactions a second.
-const BEHIND_BYTES_PER_MS: u128 = 2 * 1024;
-/// A read of less than this left the server waiting for us, or us for it, for too little.
-const SMALL_READ_BYTES: usize = 32 * 1024;
-/// How long bytes gather: at least, and at most. It grows while reads stay under half of [`SMALL_READ_BYTES`] and shrinks
-/// where they pass it, since what lies in the socket must stay far below what its buffer takes.
-const GATHER: RangeInclusive<Duration> = Duration::from_micros(200)..=Duration::from_millis(1);
-
-impl Pace {
-    fn new() -> Self {
-        let (now, gather) = (Instant::now(), *GATHER.start());
-        Self { window_start: now, window_bytes: 0, behind: false, last_read: now, last_was_small: false, gather }
-    }
-
-    /// A read gave `count` bytes at `now`.
-    fn note(&mut self, count: usize, now: Instant) {
-        self.window_bytes += count;
-        self.last_read = now;
-        self.last_was_small = count < SMALL_READ_BYTES;
-        if count < SMALL_READ_BYTES / 2 {
-            self.gather = (self.gather * 3 / 2).min(*GATHER.end());
-        } else if count > SMALL_READ_BYTES {
-            self.gather = (self.gather / 2).max(*GATHER.start());
-        }
-        let elapsed = now.duration_since(self.window_start);
-        if elapsed >= WINDOW {
-            self.behind = self.window_bytes as u128 * 1000 >= BEHIND_BYTES_PER_MS * elapsed.as_micros();
-            self.window_start = now;
-            self.window_bytes = 0;
-        }
-        if !self.behind {
-            self.gather = *GATHER.start();
-        }
-    }
-
-    /// What is still to be waited at `now` before the next read.
-    fn pause(&self, now: Instant) -> Duration {
-        if self.behind && self.last_was_small {
-            self.gather.saturating_sub(now.duration_since(self.last_read))
-        } else {
-            Duration::ZERO
-        }
-    }
 }
 
 #[cfg(test)]
@@ -293,7 +237,7 @@ mod tests {
     /// A stream, and the server's end of it.
     fn stream(sent_before: &[u8]) -> (Stream, tokio::io::DuplexStream) {
         let (client, server) = tokio::io::duplex(1 << 16);
-        (Stream::new(Box::new(client), sent_before, "here".into()), server)
+        (Stream::new(Box::new(client), sent_before, Road::Network, "here".into()), server)
     }
 
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -387,55 +331,5 @@ mod tests {
         assert_eq!(sent[..6], *b"d\0\0\0\x26r");
         assert_eq!(sent[6..14], 7u64.to_be_bytes());
         assert_eq!(sent[39..], *b"c\0\0\0\x04X\0\0\0\x04");
-    }
-
-    /// A pace after reads of `count` bytes each `every`, for 20 ms.
-    fn after(count: usize, every: Duration) -> (Pace, Instant) {
-        let mut pace = Pace::new();
-        let mut now = pace.window_start;
-        for _ in 0..Duration::from_millis(20).div_duration_f64(every).ceil() as usize {
-            now += every;
-            pace.note(count, now);
-        }
-        (pace, now)
-    }
-
-    #[test]
-    fn bytes_gather_only_while_behind_and_in_small_pieces() {
-        let pause = |count, every| {
-            let (pace, now) = after(count, every);
-            pace.pause(now)
-        };
-        assert_eq!(pause(300, Duration::from_millis(1)), Duration::ZERO, "a live load");
-        assert_eq!(pause(300, Duration::from_micros(20)), *GATHER.end(), "catching up");
-        assert_eq!(pause(SMALL_READ_BYTES, Duration::from_micros(200)), Duration::ZERO, "large reads");
-        assert_eq!(pause(300, Duration::from_secs(60)), Duration::ZERO, "idle");
-    }
-
-    #[test]
-    fn bytes_gather_as_long_as_reads_stay_small_and_no_longer() {
-        let (mut pace, mut now) = after(300, Duration::from_micros(20));
-        let mut seen = Vec::new();
-        for _ in 0..200 {
-            let pause = pace.pause(now).max(Duration::from_micros(20));
-            now += pause;
-            // 40 MB a second arrive.
-            pace.note(usize::try_from(pause.as_micros()).unwrap() * 40, now);
-            seen.push(pause);
-        }
-        let expected = Duration::from_micros(400)..=Duration::from_micros(820);
-        assert!(seen[100..].iter().all(|pause| expected.contains(pause)), "{:?}", &seen[100..]);
-        for _ in 0..10 {
-            now += WINDOW;
-            pace.note(300, now);
-        }
-        assert_eq!((pace.pause(now), pace.gather), (Duration::ZERO, *GATHER.start()), "caught up");
-    }
-
-    #[test]
-    fn time_spent_elsewhere_counts_as_pause() {
-        let (pace, now) = after(300, Duration::from_micros(20));
-        assert_eq!(pace.pause(now + *GATHER.end() / 4), *GATHER.end() / 4 * 3);
-        assert_eq!(pace.pause(now + *GATHER.end()), Duration::ZERO);
     }
 }
