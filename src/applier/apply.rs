@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::chain::Chain;
 use super::checkpoint::{self, Checkpoint};
@@ -44,7 +45,7 @@ pub async fn run<R: TopicReader + 'static>(
 ) -> Result<()> {
     state.send_modify(|state| state.phase = Phase::Starting);
     let (flow, track) = (parts.flow.clone(), parts.track);
-    let target = Target::open(&parts.target, &parts.application, &flow, track).await?;
+    let target = Target::open(&parts, track).await?;
     let session = Arc::clone(&target.session);
     let found = checkpoint::read(&session, &flow, track).await?;
     let mut topic = parts.topic;
@@ -87,6 +88,7 @@ pub async fn run<R: TopicReader + 'static>(
             into,
             done: seen,
             sent: 0,
+            given: Instant::now(),
             pending: Pending::default(),
             streaming: false,
             shapes: ShapeCache::default(),

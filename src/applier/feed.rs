@@ -1,8 +1,9 @@
 //! How the applier reads ahead: decodes, checks, groups and plans the next group while one is written.
 //!
 //! A group is as large as what is there when the writer is free: one transaction at a time while caught up, up to the
-//! bounds while behind. A transaction that is larger than a group goes in pieces. Changes of tables that are not the
-//! track's are left out here, before anything is planned.
+//! bounds while behind; a backlog of small transactions is given a moment to become a larger group. A transaction that is
+//! larger than a group goes in pieces. Changes of tables that are not the track's are left out here, before anything is
+//! planned.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::GroupBounds;
 use super::chain::{Chain, Whole};
 use super::members::Members;
 use super::reduce::{Counts, Plan, reduce};
-use crate::model::{Change, Genesis, Lsn, Offset, Result, TableName};
+use crate::model::{Backlog, Change, Genesis, Lsn, Offset, Result, TableName, units};
 use crate::ports::{Goal, TopicReader};
 use crate::wire::record::{ShapeCache, decode};
 
@@ -24,6 +25,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// A transaction whose next part does not come is rolled back after this long, so that it holds no locks, and read again
 /// once the topic has grown.
 const STALL: Duration = Duration::from_secs(10);
+
+/// Longest time from one group of a backlog to the next for which the writer is kept waiting. Each costs the target a commit,
+/// and of the changes of one row in a group only the last is written.
+const GATHER: Duration = Duration::from_millis(50);
+/// A group of so many rows is large enough.
+const ENOUGH_ROWS: usize = 10_000;
 
 /// What the writer is given.
 #[derive(Debug)]
@@ -98,6 +105,8 @@ pub(super) struct Feed<R> {
     /// Number of works that the writer has finished.
     pub done: watch::Receiver<u64>,
     pub sent: u64,
+    /// When something was given last.
+    pub given: Instant,
     pub pending: Pending,
     pub streaming: bool,
     pub shapes: ShapeCache,
@@ -153,7 +162,8 @@ impl<R: TopicReader> Feed<R> {
                     return self.end().await;
                 }
             }
-            if *self.done.borrow() == self.sent && self.pending.some && self.flush().await?.is_some() {
+            let free = *self.done.borrow() == self.sent;
+            if free && self.pending.some && self.gathers().is_zero() && self.flush().await?.is_some() {
                 return Ok(Gone);
             }
         }
@@ -267,8 +277,20 @@ impl<R: TopicReader> Feed<R> {
         Ok(Gone)
     }
 
+    /// How long a writer that is free still waits for what is gathered.
+    fn gathers(&self) -> Duration {
+        let batch = &self.pending.batch;
+        let Some(last) = batch.ends.last() else { return Duration::ZERO };
+        if batch.changes.len() >= ENOUGH_ROWS {
+            return Duration::ZERO;
+        }
+        let lag_us = units::now_us().saturating_sub(last.commit_time_us);
+        Backlog { since: self.given.elapsed(), transactions: batch.ends.len(), lag_us }.gathers(GATHER)
+    }
+
     async fn send(&mut self, work: Work) -> Option<Gone> {
         self.sent += 1;
+        self.given = Instant::now();
         self.into.send(Ok(work)).await.err().map(|_| Gone)
     }
 
@@ -276,14 +298,17 @@ impl<R: TopicReader> Feed<R> {
     async fn idle(&mut self) -> Result<Option<Gone>> {
         let reached = self.at_goal();
         if self.pending.some {
-            if *self.done.borrow_and_update() == self.sent || reached {
+            let free = *self.done.borrow_and_update() == self.sent;
+            let gathers = self.gathers();
+            if reached || free && gathers.is_zero() {
                 return self.flush().await;
             }
+            let patience = if free { gathers } else { PATIENCE };
             // More may come while the writer is busy.
             tokio::select! {
                 () = self.into.closed() => return Ok(Some(Gone)),
                 changed = self.done.changed() => return Ok(changed.err().map(|_| Gone)),
-                waited = self.topic.wait(self.chain.next(), PATIENCE) => { waited?; }
+                waited = self.topic.wait(self.chain.next(), patience) => { waited?; }
             }
             return Ok(None);
         }

@@ -40,11 +40,23 @@ pub(super) fn key_json(key: &[&Datum]) -> String {
     serde_json::to_string(&texts).unwrap_or_else(|_| "[]".to_owned())
 }
 
+/// A search costs more than it saves on a text shorter than this.
+const SHORT_BYTES: usize = 64;
+
+/// Number of bytes that an array literal escapes.
+fn escaped(text: &[u8]) -> usize {
+    if text.len() < SHORT_BYTES {
+        text.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count()
+    } else {
+        memchr::memchr2_iter(b'"', b'\\', text).count()
+    }
+}
+
 impl Cells<'_> {
     /// Exact length of the literal, so that a large value is copied once and the buffer grows once.
     fn len(&self) -> usize {
         let value = |datum: &&Datum| match datum.as_bytes() {
-            Some(text) => text.len() + 3 + memchr::memchr2_iter(b'"', b'\\', text).count(),
+            Some(text) => text.len() + 3 + escaped(text),
             None => 5,
         };
         2 + self.values.iter().map(value).sum::<usize>()
@@ -59,6 +71,11 @@ impl Cells<'_> {
             }
             match datum.as_bytes() {
                 None => out.put_slice(b"NULL"),
+                Some(text) if text.len() < SHORT_BYTES && escaped(text) == 0 => {
+                    out.put_u8(b'"');
+                    out.put_slice(text);
+                    out.put_u8(b'"');
+                }
                 Some(text) => {
                     out.put_u8(b'"');
                     let mut rest = text;

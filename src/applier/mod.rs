@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{ConnInfo, OnError, TruncatePolicy};
+use crate::config::{ConnInfo, OnError, SynchronousCommit, TruncatePolicy};
 use crate::model::{FlowIdentity, FlowName, TableName, Track};
 
 mod apply;
@@ -100,6 +100,8 @@ pub struct ApplierParts<R> {
     pub on_error: OnError,
     /// A change larger than this (bytes of its JSON form) stops the flow.
     pub max_row_bytes: u64,
+    /// What commits wait for.
+    pub synchronous_commit: SynchronousCommit,
     /// Size of a group.
     pub bounds: GroupBounds,
     /// `application_name` of the sessions.

@@ -208,7 +208,7 @@ pub async fn replay<R: TopicReader>(
 async fn open<R>(parts: &ApplierParts<R>) -> Result<Target> {
     let since = Instant::now();
     loop {
-        match Target::open(&parts.target, &parts.application, &parts.flow, Track::Replay).await {
+        match Target::open(parts, Track::Replay).await {
             Err(fault) if fault.code == Code::SecondApplier && since.elapsed() < RELEASE_WITHIN => {}
             outcome => return outcome,
         }

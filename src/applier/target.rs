@@ -9,11 +9,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Statement};
 
+use super::ApplierParts;
 use super::checkpoint::{self, Step};
 use super::literal::Param;
 use super::table::{Catalog, Misfit, Table};
-use crate::config::ConnInfo;
-use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
+use crate::model::{Code, Fault, Result, TableName, Track};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{catalog, origin, sqlstate};
 
@@ -22,7 +22,7 @@ const STATEMENTS: usize = 1000;
 
 /// Keys are looked up by index whatever the statistics say: a plan made while a table was empty must not scan it once it
 /// has grown.
-const SETTINGS: &str = "SET session_replication_role = replica; SET row_security = off; SET synchronous_commit = on; \
+const SETTINGS: &str = "SET session_replication_role = replica; SET row_security = off; \
      SET client_min_messages = error; SET jit = off; SET plan_cache_mode = force_generic_plan; \
      SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
 
@@ -109,9 +109,11 @@ impl Target {
     ///
     /// # Errors
     /// `SecondApplier` when the origin is in use, `NotDeployed` when it is missing.
-    pub async fn open(info: &ConnInfo, application: &str, flow: &FlowName, track: Track) -> Result<Self> {
-        let session = session::connect(info, application).await?;
-        session.batch_execute(SETTINGS).await.map_err(|error| sqlstate::fault(&error).at(info))?;
+    pub async fn open<R>(parts: &ApplierParts<R>, track: Track) -> Result<Self> {
+        let (info, flow) = (&parts.target, &parts.flow);
+        let session = session::connect(info, &parts.application).await?;
+        let settings = format!("{SETTINGS}; SET synchronous_commit = {}", parts.synchronous_commit.as_str());
+        session.batch_execute(&settings).await.map_err(|error| sqlstate::fault(&error).at(info))?;
         origin::session_setup(&session, &flow.origin(track)).await.map_err(|fault| fault.at(info))?;
         let (catalog, statements) = (Catalog::default(), HashMap::new());
         let mut target = Self { session: Arc::new(session), catalog, statements, opening: None };

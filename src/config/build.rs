@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::conninfo;
 use super::lanes;
 use super::pipeline::{
-    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, Topic, TopicKind,
-    TruncatePolicy, Tuning, Wal,
+    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, SynchronousCommit,
+    Topic, TopicKind, TruncatePolicy, Tuning, Wal,
 };
 use super::secret;
 use super::served::{self, served};
@@ -299,7 +299,12 @@ fn only_for_kafka(source: &mut Source) {
 fn apply(source: &mut Source) -> Option<Apply> {
     let on_error = source.choice("apply.on_error", &[("stop", OnError::Stop), ("park", OnError::Park)]);
     let max_row_bytes = source.size("apply.max_row");
-    Some(Apply { on_error: on_error?, max_row_bytes: max_row_bytes? })
+    let waits = {
+        use SynchronousCommit::{Local, Off, On, RemoteApply, RemoteWrite};
+        [RemoteApply, On, RemoteWrite, Local, Off].map(|commit| (commit.as_str(), commit))
+    };
+    let synchronous_commit = source.choice("apply.synchronous_commit", &waits)?;
+    Some(Apply { on_error: on_error?, max_row_bytes: max_row_bytes?, synchronous_commit })
 }
 
 fn journal(source: &mut Source) -> Option<Journal> {

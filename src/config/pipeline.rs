@@ -348,6 +348,36 @@ pub enum OnError {
     Park,
 }
 
+/// `apply.synchronous_commit`: what a commit at the target waits for, by the server's own words (PostgreSQL manual, section
+/// 19.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SynchronousCommit {
+    /// That the standbys in `synchronous_standby_names` have applied it.
+    RemoteApply,
+    /// That it is flushed, and by those standbys too.
+    #[default]
+    On,
+    /// That it is flushed here and written there.
+    RemoteWrite,
+    /// That it is flushed here.
+    Local,
+    /// Nothing. What a crash of the server then takes back is in the topic still (P8), and is applied again.
+    Off,
+}
+
+impl SynchronousCommit {
+    /// As the setting spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SynchronousCommit::RemoteApply => "remote_apply",
+            SynchronousCommit::On => "on",
+            SynchronousCommit::RemoteWrite => "remote_write",
+            SynchronousCommit::Local => "local",
+            SynchronousCommit::Off => "off",
+        }
+    }
+}
+
 /// `[apply]`.
 #[derive(Debug, Clone)]
 pub struct Apply {
@@ -355,6 +385,8 @@ pub struct Apply {
     pub on_error: OnError,
     /// A row larger than this (text form, bytes) stops the flow.
     pub max_row_bytes: u64,
+    /// What a commit of changes waits for.
+    pub synchronous_commit: SynchronousCommit,
 }
 
 /// `[journal]`: how much of it is kept at a target, for each flow.

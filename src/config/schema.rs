@@ -254,6 +254,13 @@ pub const KEYS: &[Key] = &[
         "What a data error does: stop the flow, or set the operation aside in `sitepair.parked`.",
     ),
     key("apply.max_row", Size, Default("1GiB"), "A row larger than this, in text form, stops the flow."),
+    key(
+        "apply.synchronous_commit",
+        Choice(&["remote_apply", "on", "remote_write", "local", "off"]),
+        Default("on"),
+        "PostgreSQL's setting for the sessions that apply changes. `off`, as a native subscription has it, shows changes \
+         sooner; what a crash of the target's server then takes back is applied again from the topic.",
+    ),
     key("journal.keep_days", Integer(1, 36_500), Default("90"), "Entries of the journal older than so many days go."),
     key(
         "journal.max_rows",

@@ -1,5 +1,6 @@
 //! F0: what the system talks about. No I/O, no async, no protocol.
 
+pub mod backlog;
 pub mod catalog;
 pub mod change;
 pub mod fault;
@@ -10,6 +11,7 @@ pub mod record;
 pub mod relation;
 pub mod units;
 
+pub use backlog::Backlog;
 pub use change::{Cell, Change, Datum, Row};
 pub use fault::{Class, Code, Fault, Result};
 pub use lsn::Lsn;

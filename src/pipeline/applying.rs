@@ -73,6 +73,7 @@ pub(super) fn parts<R>(pipeline: &Pipeline, flow: &FlowName, track: Track, topic
         truncate: Arc::new(move |table| policies.of(table)),
         on_error: pipeline.apply.on_error,
         max_row_bytes: pipeline.apply.max_row_bytes,
+        synchronous_commit: pipeline.apply.synchronous_commit,
         bounds: GroupBounds { rows: pipeline.tuning.group_rows, bytes: pipeline.tuning.group_bytes },
         application: application_name(flow),
     })

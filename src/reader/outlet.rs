@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::failpoint;
-use crate::model::{Code, Fault, Lsn, Record, Result, units};
+use crate::model::{Backlog, Code, Fault, Lsn, Record, Result, units};
 use crate::ports::{Goal, Held, Source, Stop};
 use crate::reader::ReaderState;
 use crate::reader::appends::{Appends, Durable};
@@ -18,6 +18,12 @@ use crate::wire::record::Writer;
 
 /// Bytes of records that are gathered before they are handed over within a batch of messages.
 const HAND_OVER_BYTES: usize = 1 << 20;
+
+/// So long the records of a backlog gather before they are handed over: each append costs a sync.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Bytes of records that need not gather any longer.
+const ENOUGH_BYTES: usize = 512 << 10;
 
 /// So long the topic may take at the end for what it was given; what it has not written by then is read again.
 const FINISH_WITHIN: Duration = Duration::from_secs(30);
@@ -42,6 +48,8 @@ pub struct Outlet<S> {
     told: watch::Sender<ReaderState>,
     ready: Vec<Record>,
     ready_bytes: usize,
+    /// When records were handed over last.
+    handed: Instant,
 }
 
 impl<S: Source> Outlet<S> {
@@ -68,6 +76,7 @@ impl<S: Source> Outlet<S> {
             told,
             ready: Vec::new(),
             ready_bytes: 0,
+            handed: Instant::now(),
         }
     }
 
@@ -108,10 +117,25 @@ impl<S: Source> Outlet<S> {
         let room = self.waiting(room).await?;
         let records = std::mem::take(&mut self.ready);
         self.ready_bytes = 0;
+        self.handed = Instant::now();
         match &self.appends {
             Some(appends) => appends.send(records, bytes, room),
             None => Ok(()),
         }
+    }
+
+    /// Hands over what is ready, unless it is a backlog of small transactions, which gathers for a moment.
+    pub async fn hand_over_in_time(&mut self) -> Result<()> {
+        if self.gathers().is_zero() { self.hand_over().await } else { Ok(()) }
+    }
+
+    /// How long what is ready still gathers.
+    fn gathers(&self) -> Duration {
+        if self.ready.is_empty() || self.ready_bytes >= ENOUGH_BYTES {
+            return Duration::ZERO;
+        }
+        let lag_us = units::now_us().saturating_sub(self.state.commit_time_us);
+        Backlog { since: self.handed.elapsed(), transactions: self.ready.len(), lag_us }.gathers(GATHER)
     }
 
     /// The transaction that the topic holds with that end.
@@ -175,6 +199,7 @@ impl<S: Source> Outlet<S> {
     /// Waits for messages, or for anything else that the reader has to look at.
     pub async fn receive(&mut self, batch: &mut Vec<bytes::Bytes>) -> Result<()> {
         let patience = self.pace.patience(self.is_short_of_goal());
+        let patience = if self.ready.is_empty() { patience } else { patience.min(self.gathers()) };
         tokio::select! {
             received = self.source.receive(batch, patience) => received?,
             // An error means that the task has ended; its fault comes by the next arm, in this round or the next.

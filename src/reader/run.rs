@@ -94,7 +94,7 @@ async fn read<S: Source, L: Lookup>(translator: &mut Translator<L>, outlet: &mut
                 }
             }
         }
-        outlet.hand_over().await?;
+        outlet.hand_over_in_time().await?;
         if !translator.is_open() {
             outlet.progress(translator.writer()).await?;
             if outlet.pace.is_hopeless() {

@@ -162,11 +162,11 @@ fn the_sites_agree_after_any_kill() {
 }
 
 /// kill -9 of the source's and the target's postmaster under load; the daemon stays up throughout.
-fn kill_servers(version: u32) {
+fn kill_servers(version: u32, more: &str) {
     let (source, target) = (own_database(version, "killed_a"), own_database(version, "killed_b"));
     source.sql(SCHEMA);
     target.sql(SCHEMA);
-    let pair = Pair::between(source, target, RULES, "");
+    let pair = Pair::between(source, target, RULES, more);
     pair.deploy();
     let mut daemon = pair.daemon(&[], &[]);
     for round in 0..4_u64 {
@@ -190,6 +190,33 @@ fn kill_servers(version: u32) {
 #[test]
 fn the_sites_agree_after_a_server_was_killed() {
     for (version, _) in versions().iter().filter(|(version, _)| [15, 18].contains(version)) {
-        kill_servers(*version);
+        kill_servers(*version, "");
+    }
+}
+
+/// What a crash of the target takes back is applied again (P8).
+#[test]
+fn the_sites_agree_after_a_server_was_killed_that_did_not_flush_commits() {
+    kill_servers(18, "[apply]\nsynchronous_commit = \"off\"");
+}
+
+/// A standby that is not there holds up who waits for it.
+#[test]
+fn commits_at_the_target_wait_for_what_the_file_says() {
+    for (version, _) in versions().iter().filter(|(version, _)| [15, 18].contains(version)) {
+        let (source, target) = (own_database(*version, "waits_a"), own_database(*version, "waits_b"));
+        source.sql("create table t (id int primary key)");
+        target.sql("create table t (id int primary key)");
+        let tables = "[[tables]]\ninclude = [\"public.t\"]\n[apply]\nsynchronous_commit = \"local\"";
+        let pair = Pair::between(source, target, tables, "");
+        pair.deploy();
+        pair.run_once();
+        pair.target.sql("alter system set synchronous_standby_names = 'nobody'");
+        pair.target.sql("select pg_reload_conf()");
+        pair.source.sql("insert into t select generate_series(1, 1000)");
+        pair.run_once();
+        pair.target.sql("alter system reset synchronous_standby_names");
+        pair.target.sql("select pg_reload_conf()");
+        pair.assert_equal("t");
     }
 }

@@ -90,6 +90,7 @@ async fn process() {
             identity: None,
             truncate: std::sync::Arc::new(|_: &TableName| sitepair::config::TruncatePolicy::Apply),
             on_error: sitepair::config::OnError::Stop,
+            synchronous_commit: sitepair::config::SynchronousCommit::On,
             max_row_bytes: 1 << 30,
             bounds,
             application: "sitepair test".into(),

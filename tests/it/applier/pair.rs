@@ -275,6 +275,7 @@ impl Pair {
             identity: None,
             truncate: Arc::new(move |_: &TableName| truncate),
             on_error: self.on_error,
+            synchronous_commit: sitepair::config::SynchronousCommit::On,
             max_row_bytes: 1 << 30,
             bounds: self.bounds,
             application: "sitepair test".into(),
