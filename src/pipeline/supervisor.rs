@@ -43,7 +43,7 @@ fn verdict(fault: &Fault) -> Verdict {
 /// Runs `attempt` until it returns `Ok`, or a fault that no attempt can mend, or `stop` is asked for.
 ///
 /// # Errors
-/// The fault that ended it. A transient fault is never returned.
+/// The fault that ended it; once `stop` is asked for, only what a guard found. A transient fault is never returned.
 pub async fn keep<F, A>(part: &str, takeover: Duration, mut stop: Stop, mut attempt: A) -> Result<()>
 where
     A: FnMut() -> F,
@@ -64,7 +64,10 @@ where
         let started = Instant::now();
         let Err(fault) = attempt().await else { return Ok(()) };
         metrics::counter!(telemetry::FAULTS, "part" => part.to_owned(), "code" => fault.code.name()).increment(1);
-        if *stop.borrow() {
+        let stopped = *stop.borrow();
+        // A guard that speaks while the part is stopped is heard: with `--once` the applier may be at its goal, and end the
+        // reader, before that has looked at its source.
+        if stopped && (fault.class() != Class::Guard || verdict(&fault) != Verdict::End) {
             tracing::info!(part, %fault, "stopped");
             return Ok(());
         }
@@ -159,6 +162,13 @@ mod tests {
         for code in [Code::Gap, Code::BadCredentials, Code::DataError] {
             let (made, result) = attempts(code, long).await;
             assert_eq!((made, result.map_err(|fault| fault.code)), (1, Err(code)));
+        }
+        // Stopped before it was found.
+        for (code, expected) in [(Code::Gap, Err(Code::Gap)), (Code::Interrupted, Ok(())), (Code::SecondReader, Ok(()))]
+        {
+            let (_stopper, stop) = watch::channel(true);
+            let result = keep("test", long, stop, || async { Err(Fault::new(code, "at 0/1")) }).await;
+            assert_eq!(result.map_err(|fault| fault.code), expected);
         }
         let (made, result) = attempts(Code::DecodeFailed, long).await;
         assert_eq!((made, result.map_err(|fault| fault.code)), (3, Err(Code::PoisonWal)), "P7");
