@@ -140,7 +140,7 @@ impl<'a> Scene<'a> {
         let deploy_s = timed(|| stage.do_sitepair(EMBEDDED, &["deploy"]));
         let jars = kafka::jars().filter(|_| kafka_runs > 0);
         let broker = jars.map(|jars| Broker::start(&jars));
-        let turns = || (0..kafka_runs).zip(std::iter::repeat(&broker).flatten());
+        let turns = || broker.iter().flat_map(|broker| (0..kafka_runs).map(move |turn| (turn, broker)));
         for (turn, broker) in turns() {
             stage.write_kafka(turn, &broker.address, &rules);
             stage.do_sitepair(&kafka_file(turn), &["deploy"]);
