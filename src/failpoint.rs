@@ -31,6 +31,8 @@ pub const BEFORE_CHUNK_COMMIT: &str = "before-chunk-commit";
 pub const AFTER_CHUNK_COMMIT: &str = "after-chunk-commit";
 /// Before and after each act between two groups.
 pub const ACT: &str = "act";
+/// Before and after each append of a parcel to the topic.
+pub const IMPORT: &str = "import";
 /// Between the steps that make a flow anew.
 pub const RESYNC_STEP: &str = "resync-step";
 /// Before each step of a deploy, after the last one, and wherever a step has left something that the next deploy must find.

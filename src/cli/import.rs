@@ -19,7 +19,7 @@ use crate::pipeline::board::Board;
 use crate::pipeline::offline::{self, Action, Imported};
 use crate::pipeline::seat::Seat;
 use crate::pipeline::{self, Parts, RunOptions, between, offset, site};
-use crate::ports::Stop;
+use crate::ports::{Seek, Stop, TopicReader};
 use crate::postgres::session::{self, Session};
 use crate::snapshot::CopyState;
 use crate::topic;
@@ -112,6 +112,9 @@ async fn append(pipeline: &Pipeline, flow: &FlowName, file: &Path, target: &Sess
     let mut imported = offline::outlook(pipeline, flow, target, parcel.manifest()).await?;
     let stop = operator::interrupted();
     if imported.action == Action::Nothing {
+        // An import that was killed may have left it in the topic only.
+        let end = offset::open(pipeline, flow).await?.find(Seek::Lsn(imported.parcel.close.to_lsn)).await?;
+        applied(pipeline, flow, target, end, stop).await?;
         return Ok(imported);
     }
     let appended = offline::append(pipeline, flow, parcel, &stop).await.map_err(|fault| match fault.code {

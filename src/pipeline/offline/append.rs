@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::import::gap;
 use super::records::Records;
 use crate::config::Pipeline;
+use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Progress, Record, Result, Stamp, TxMark, TxPart, WriterId};
 use crate::parcel::Parcel;
 use crate::ports::{Held, Stop, TopicReader, TopicWriter};
@@ -70,7 +71,9 @@ pub async fn append(pipeline: &Pipeline, flow: &FlowName, parcel: Parcel, stop: 
             }
         }
         if bytes >= APPEND_BYTES || next.0 >= close.to_offset {
+            failpoint::pass(failpoint::IMPORT);
             topic.append(std::mem::take(&mut ready)).await?;
+            failpoint::pass(failpoint::IMPORT);
             bytes = 0;
         }
         if *stop.borrow() {

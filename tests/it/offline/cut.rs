@@ -8,7 +8,7 @@ use super::{both_ends, daemon_with, exported, imported, other_file, pair, with, 
 use crate::kafka::broker;
 use crate::kafka::flow::in_kafka;
 use crate::kill::{RULES, SCHEMA, TABLES, agree};
-use crate::pair::{Daemon, PATIENCE, Pair};
+use crate::pair::{Daemon, Ended, PATIENCE, Pair};
 use crate::peer::proxy::{Mischief, Proxy};
 use crate::peer::sites::{at_peer, free_port, local, until};
 use crate::peer::world::Demands;
@@ -89,6 +89,41 @@ fn from_the_slot(version: u32) {
 #[test]
 fn the_slot_on_a_disk_and_then_the_network() {
     both_ends().for_each(from_the_slot);
+}
+
+/// Killed before and after an append, and while it applies, an import is made again, or the network goes on: each transaction
+/// is there once.
+#[test]
+fn an_import_that_is_killed_does_no_harm() {
+    const POINTS: [&str; 4] = ["import:1", "import:2", "before-commit:1", "after-commit:1"];
+    for version in both_ends() {
+        let pair = pair(version);
+        let at_source = other_file(&pair, "a.toml", &[("path = \"topic\"", "path = \"elsewhere\"")]);
+        pair.deploy();
+        pair.run_once();
+        for (round, point) in (1..).zip(POINTS) {
+            work(&pair, round);
+            let file = pair.dir.path().join(format!("{round}.parcel"));
+            let file = file.to_str().expect("UTF-8");
+            exported(&with(&at_source, &["--site", "a", "--json", "export", file]));
+            let mut command = pair.command(&["--site", "b", "import", file]);
+            let killed = Ended::from(command.env("SITEPAIR_FAILPOINT", point).output().expect("runs"));
+            assert_eq!(killed.code, -1, "{version} {point}: {}{}", killed.stdout, killed.stderr);
+            if round % 2 == 0 {
+                pair.run_once();
+            }
+            imported(&with(&pair.file, &["--site", "b", "--json", "import", file]));
+            same(&pair);
+            let again = imported(&with(&pair.file, &["--site", "b", "--json", "import", file]));
+            assert_eq!(again["action"], "nothing", "{version} {point}: {again}");
+        }
+        pair.run_once();
+        agree(&pair);
+        let transactions = pair.target.sql("select sum(transactions) from sitepair.journal where track = 'main'");
+        assert_eq!(transactions, (4 * POINTS.len()).to_string(), "{version}: each transaction was applied once");
+        pair.assert_journal_whole();
+        assert_eq!(pair.sitepair(&["topic", "verify"]).code, 0);
+    }
 }
 
 /// Waits until the topic holds all that the source has flushed.
