@@ -10,10 +10,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Step};
 use super::feed::Batch;
@@ -32,18 +30,13 @@ use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::ports::{Stop, TopicReader};
 use crate::postgres::session::Session;
-use crate::postgres::{catalog, sqlstate, table_state};
+use crate::postgres::{catalog, seat, sqlstate, table_state};
 
 mod passage;
 mod sieve;
 
 use passage::Passage;
 use sieve::{Ground, Sieve, interrupted};
-
-/// How long the end of a session that held the side track's origin may take to be noticed by its server.
-const RELEASE_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A range of the topic that ends before the checkpoint; both ends lie between two transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,14 +199,7 @@ pub async fn replay<R: TopicReader>(
 
 /// The session; a joining track that has just ended may hold its origin for a moment.
 async fn open<R>(parts: &ApplierParts<R>) -> Result<Target> {
-    let since = Instant::now();
-    loop {
-        match Target::open(parts, Track::Replay).await {
-            Err(fault) if fault.code == Code::SecondApplier && since.elapsed() < RELEASE_WITHIN => {}
-            outcome => return outcome,
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
+    seat::once_left(|| Target::open(parts, Track::Replay)).await
 }
 
 type Written = std::result::Result<Replayed, Halt>;

@@ -66,8 +66,8 @@ pub(super) fn check_references(
 /// The tables that a flow publishes; none where the source is not looked at.
 pub(super) async fn published(source: Option<&Node<'_>>, flow: &FlowName) -> Result<Vec<TableName>> {
     let Some(source) = source else { return Ok(Vec::new()) };
-    let found = publication::state(&source.session, &flow.object()).await.map_err(|fault| fault.at(source.name()))?;
-    Ok(found.map_or(Vec::new(), |found| found.tables.iter().map(publication::PublishedTable::table).collect()))
+    let tables = publication::tables(&source.session, &flow.object()).await.map_err(|fault| fault.at(source.name()))?;
+    Ok(tables.into_iter().collect())
 }
 
 pub(super) fn names(tables: &[TableName]) -> String {

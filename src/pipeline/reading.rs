@@ -1,18 +1,16 @@
 //! Puts a reader together: source sessions, checks of identity, rules, topic; then runs it under the supervisor.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::board::{FlowBoard, Voice};
 use super::{Timing, retention, slot_guard, supervisor};
 use crate::config::{Pipeline, Site};
-use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result, TableName};
+use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
 use crate::ports::{Goal, Stop, TopicWriter};
-use crate::postgres::publication::{self, PublishedTable};
 use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
-use crate::postgres::{catalog, flow as installed};
+use crate::postgres::{catalog, flow as installed, publication};
 use crate::reader::identity::{self, Server, Slot, Switch};
 use crate::reader::{self, ReaderParts};
 use crate::rules::{self, Selected};
@@ -80,7 +78,7 @@ async fn attempt(
     let source = session::connect(&site.postgres, &application_name(flow)).await?;
     let deployed = deployed(&source, flow).await?;
     let confirmed = usable_slot(&source, &deployed).await?;
-    vacant(&source, &deployed).await?;
+    vacant(&source, &deployed.genesis.slot).await?;
     let selected = readable(pipeline, flow, &source).await?;
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
     let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
@@ -112,8 +110,7 @@ pub(super) async fn deployed(source: &Session, flow: &FlowName) -> Result<FlowId
 }
 
 /// Nobody reads the slot. Looked at before the topic is opened, which fences the writer of another reader.
-pub(super) async fn vacant(source: &Session, deployed: &FlowIdentity) -> Result<()> {
-    let name = &deployed.genesis.slot;
+pub(super) async fn vacant(source: &Session, name: &str) -> Result<()> {
     match slot::state(source, name).await? {
         Some(slot) if slot.active => Err(Fault::new(Code::SecondReader, format!("slot {name} is in use"))),
         Some(_) | None => Ok(()),
@@ -150,8 +147,7 @@ pub(super) async fn readable(pipeline: &Pipeline, flow: &FlowName, source: &Sess
     let mut readable = selected(pipeline, flow, source).await?;
     if pipeline.tables.iter().any(|rule| rule.lane != flow.lane) {
         let tables = catalog::tables(source).await?;
-        let published = publication::state(source, &flow.object()).await?.map_or(Vec::new(), |found| found.tables);
-        let published: BTreeSet<TableName> = published.iter().map(PublishedTable::table).collect();
+        let published = publication::tables(source, &flow.object()).await?;
         let beside = rules::select_beside(&pipeline.tables, &tables, flow.lane.as_deref());
         readable.extend(beside.into_iter().filter(|each| !published.contains(&each.table.table)));
     }

@@ -8,29 +8,22 @@
 //! A flow that is made anew can be killed at any point: each step leaves something that stops `run` with a guard which
 //! points here again, and a second one finishes it.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::request::Request;
 use super::seat::{Quiet, Seat};
-use super::{membership, site};
+use super::{membership, reading, site};
 use crate::applier::checkpoint;
 use crate::config::Pipeline;
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::ports::TopicReader;
+use crate::postgres::seat::once_left;
 use crate::postgres::session::{self, Session};
 use crate::postgres::size::{self, TableSize};
 use crate::postgres::{slot, sqlstate, table_state};
 use crate::topic::{self, Aside};
-
-/// How long the end of a process may take to be noticed by the servers that it worked at.
-const LEFT_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a request for `resync` carries.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -109,7 +102,7 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
     let target = session::connect(&to.postgres, &application).await.map_err(|fault| fault.at(&to.name))?;
     let whole = named.is_empty();
     let selected = if whole {
-        super::reading::selected(pipeline, flow, &source).await
+        reading::selected(pipeline, flow, &source).await
     } else {
         membership::selected(pipeline, flow, &source).await
     };
@@ -163,20 +156,15 @@ impl Standstill {
             if runs { fault.remedy(stop) } else { fault }
         };
         let application = format!("sitepair resync {flow}");
-        let seat = once_left(async || Seat::take(&to.postgres, flow, &application).await).await;
+        let seat = once_left(|| Seat::take(&to.postgres, flow, &application)).await;
         let seat = seat.map_err(|fault| running(fault).at(&to.name))?;
         seat.hold_origin().await.map_err(|fault| running(fault).at(&to.name))?;
         if !log {
             return Ok(Standstill { seat });
         }
         let source = session::connect(&from.postgres, &application).await.map_err(|fault| fault.at(&from.name))?;
-        let vacant = async || match slot::state(&source, &flow.object()).await? {
-            Some(slot) if slot.active => {
-                Err(Fault::new(Code::SecondReader, format!("slot {} is in use", flow.object())))
-            }
-            Some(_) | None => Ok(()),
-        };
-        once_left(vacant).await.map_err(|fault| running(fault).at(&from.name))?;
+        let object = flow.object();
+        once_left(|| reading::vacant(&source, &object)).await.map_err(|fault| running(fault).at(&from.name))?;
         Ok(Standstill { seat })
     }
 
@@ -200,20 +188,6 @@ impl Standstill {
         transaction(target, change).await.map_err(|fault| fault.at(at))?;
         failpoint::pass(failpoint::RESYNC_STEP);
         Ok(())
-    }
-}
-
-/// What `look` gives, as soon as it no longer finds somebody at work. A daemon that was just stopped, or killed, is gone before its
-/// servers have noticed.
-async fn once_left<T>(look: impl AsyncFn() -> Result<T>) -> Result<T> {
-    let since = Instant::now();
-    loop {
-        match look().await {
-            Err(fault)
-                if matches!(fault.code, Code::SecondApplier | Code::SecondReader) && since.elapsed() < LEFT_WITHIN => {}
-            looked => return looked,
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

@@ -4,20 +4,11 @@
 //! the running daemon all the time, a command for a moment while no daemon runs. Between two groups ([`Seat::quiet`]) the
 //! session holds the main track's origin as well, so that an applier whose daemon lost the seat can't be at work either.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use crate::config::{ConnInfo, Pipeline};
 use crate::model::{Code, Fault, FlowName, Result, Track};
 use crate::ports::Stop;
 use crate::postgres::session::{self, Session};
 use crate::postgres::{origin, seat};
-
-/// How long the end of a session that held the origin may take to be noticed by its server.
-const RELEASE_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module.
 pub struct Seat {
@@ -82,12 +73,6 @@ impl Seat {
 /// # Errors
 /// `SecondApplier` when it is not let go; what the server says.
 pub async fn hold_origin(session: &Session, flow: &FlowName) -> Result<()> {
-    let since = Instant::now();
-    loop {
-        match origin::session_setup(session, &flow.origin(Track::Main)).await {
-            Err(fault) if fault.code == Code::SecondApplier && since.elapsed() < RELEASE_WITHIN => {}
-            result => return result,
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
+    let origin = flow.origin(Track::Main);
+    seat::once_left(|| origin::session_setup(session, &origin)).await
 }

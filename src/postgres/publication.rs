@@ -1,5 +1,7 @@
 //! Publications, as a site's catalog has them (PostgreSQL manual, section 31.1).
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -57,6 +59,15 @@ const STATE: &str = r#"
             FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE r.prpubid = p.oid), '[]')::text
     FROM pg_publication p WHERE pubname = $1"#;
+
+/// The tables of the publication of that name; none where there is no such publication.
+///
+/// # Errors
+/// What the server says.
+pub async fn tables(client: &Client, name: &str) -> Result<BTreeSet<TableName>> {
+    let found = state(client, name).await?;
+    Ok(found.iter().flat_map(|found| &found.tables).map(PublishedTable::table).collect())
+}
 
 /// The publication of that name, or `None`.
 ///

@@ -45,7 +45,7 @@ pub(super) async fn take(
     let deployed = reading::deployed(&source, flow).await?;
     let patience = pipeline.tuning.takeover_timeout.unwrap_or(NOTICED_WITHIN);
     let (since, mut told) = (Instant::now(), false);
-    while let Err(fault) = reading::vacant(&source, &deployed).await {
+    while let Err(fault) = reading::vacant(&source, &deployed.genesis.slot).await {
         if fault.code != Code::SecondReader || since.elapsed() > patience || *stop.borrow() {
             return Err(fault);
         }
