@@ -8,6 +8,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixStream};
 
+use super::gather::Road;
+use super::socket::Socket;
 use super::tls::{self, DialError, TlsPlan};
 use crate::config::{HostPort, SslMode};
 use crate::model::{Code, Fault};
@@ -21,8 +23,7 @@ pub(super) struct Dialed {
     pub(super) io: Box<dyn Io>,
     /// TLS is on.
     pub(super) tls: bool,
-    /// A Unix socket or a loopback address: nobody on a network can listen.
-    pub(super) local: bool,
+    pub(super) road: Road,
     /// Hash of the server's certificate for `tls-server-end-point` (RFC 5929, section 4.1).
     pub(super) end_point: Option<Vec<u8>>,
 }
@@ -105,24 +106,28 @@ pub(super) async fn dial(
     match address {
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(network)?;
-            Ok(Dialed { io: Box::new(stream), tls: false, local: true, end_point: None })
+            Ok(Dialed { io: Box::new(stream), tls: false, road: Road::Unix, end_point: None })
         }
         Address::Tcp(address) => {
             let mut stream = connect_tcp(*address, purpose).await.map_err(network)?;
-            let local = address.ip().is_loopback();
+            let road = road(*address);
             if encryption == Encryption::Plain || !ask_for_tls(&mut stream, encryption).await? {
-                return Ok(Dialed { io: Box::new(stream), tls: false, local, end_point: None });
+                return Ok(Dialed { io: Box::new(stream), tls: false, road, end_point: None });
             }
             let (stream, end_point) = tls::handshake(plan, stream, *address).await?;
-            Ok(Dialed { io: Box::new(stream), tls: true, local, end_point })
+            Ok(Dialed { io: Box::new(stream), tls: true, road, end_point })
         }
     }
 }
 
-async fn connect_tcp(address: SocketAddr, purpose: Purpose) -> io::Result<tokio::net::TcpStream> {
+fn road(address: SocketAddr) -> Road {
+    if address.ip().is_loopback() { Road::Loopback } else { Road::Network }
+}
+
+async fn connect_tcp(address: SocketAddr, purpose: Purpose) -> io::Result<Socket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if purpose == Purpose::Replication {
-        let local = address.ip().is_loopback();
+        let local = road(address) == Road::Loopback;
         socket.set_recv_buffer_size(if local { LOCAL_RECEIVE_BUFFER_BYTES } else { NETWORK_RECEIVE_BUFFER_BYTES })?;
     }
     let options = SockRef::from(&socket);
@@ -131,13 +136,13 @@ async fn connect_tcp(address: SocketAddr, purpose: Purpose) -> io::Result<tokio:
     options.set_tcp_keepalive(&keepalive)?;
     options.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT))?;
     socket.set_nodelay(true)?;
-    socket.connect(address).await
+    socket.connect(address).await.map(Socket)
 }
 
 /// SSLRequest and the server's one-byte answer (PostgreSQL manual, section 55.2.10). True when TLS is to follow.
 ///
 /// Nothing past that byte is read here: bytes that somebody injected behind it would reach the TLS layer and break it.
-async fn ask_for_tls(stream: &mut tokio::net::TcpStream, encryption: Encryption) -> Result<bool, DialError> {
+async fn ask_for_tls(stream: &mut Socket, encryption: Encryption) -> Result<bool, DialError> {
     let network = |error: io::Error| DialError::Network(Fault::new(Code::Unreachable, error.to_string()));
     let mut request = bytes::BytesMut::new();
     postgres_protocol::message::frontend::ssl_request(&mut request);

@@ -15,6 +15,7 @@ use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::channel::Channel;
 use super::dial::{self, Address, Dialed, Encryption, Io, Purpose};
+use super::gather::Road;
 use super::sqlstate;
 use super::tls::{self, DialError, TlsPlan};
 use crate::config::{ChannelBinding, ConnInfo, HostPort, SessionAttrs};
@@ -61,8 +62,7 @@ pub(super) struct Login {
     /// Process id of the backend.
     pub(super) backend_pid: u32,
     pub(super) tls: bool,
-    /// The server is on this machine.
-    pub(super) local: bool,
+    pub(super) road: Road,
 }
 
 /// Where an attempt failed; that decides what is tried next.
@@ -222,8 +222,9 @@ async fn attempt(
         let what = "channel_binding=require needs TLS, and this connection has none";
         return Err(Failure::Final(Fault::new(Code::BadTls, what)));
     }
-    let Dialed { io, tls, local, end_point } = dialed;
-    let mut wire = Wire { channel: Channel::new(io), private: tls || local, tls, local, end_point };
+    let Dialed { io, tls, road, end_point } = dialed;
+    let private = tls || road != Road::Network;
+    let mut wire = Wire { channel: Channel::new(io), private, tls, road, end_point };
     wire.start_up(info, purpose, application).await?;
     wire.authenticate(info).await?;
     let login = wire.read_greeting().await?;
@@ -252,7 +253,7 @@ struct Wire {
     /// Nobody on a network can listen: TLS, a Unix socket or loopback.
     private: bool,
     tls: bool,
-    local: bool,
+    road: Road,
     end_point: Option<Vec<u8>>,
 }
 
@@ -386,8 +387,8 @@ impl Wire {
             }
         }
         let version = parameters.get("server_version").map_or(0, |text| version_number(text));
-        let Wire { channel, tls, local, .. } = self;
-        Ok(Login { io: channel.io, greeting: greeting.freeze(), parameters, version, backend_pid, tls, local })
+        let Wire { channel, tls, road, .. } = self;
+        Ok(Login { io: channel.io, greeting: greeting.freeze(), parameters, version, backend_pid, tls, road })
     }
 }
 

@@ -16,6 +16,7 @@ mod gather;
 mod login;
 mod resumed;
 mod server_name;
+mod socket;
 mod statements;
 mod stream;
 mod tls;

@@ -70,7 +70,7 @@ impl Replication {
     pub async fn connect(info: &ConnInfo, application: &str) -> Result<Replication> {
         let login = login::login(info, Purpose::Replication, application).await?;
         let (version, backend_pid) = (login.version, login.backend_pid);
-        let road = if login.local { Road::Local } else { Road::Network };
+        let road = login.road;
         Ok(Replication { channel: Channel::new(login.io), version, backend_pid, road, place: info.to_string() })
     }
 

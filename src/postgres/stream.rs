@@ -173,8 +173,7 @@ impl Source for Stream {
                     // tokio's timer counts whole milliseconds, which is too long here; other tasks wait as briefly.
                     std::thread::sleep(pause);
                 }
-                let most = self.gather.most_bytes();
-                let count = read(&mut self.io, &mut self.buffer, most).await.map_err(|error| self.broken(&error))?;
+                let count = read(&mut self.io, &mut self.buffer).await.map_err(|error| self.broken(&error))?;
                 self.gather.note(count, Instant::now());
             }
         };
@@ -197,15 +196,15 @@ impl Drop for Stream {
     }
 }
 
-/// Waits for bytes, then takes what is there, until it is `most` or more, or the buffer is full; returns how many.
+/// Waits for bytes, then takes what is there, until nothing more is there, or the buffer is full; returns how many.
 ///
 /// One read of a TLS stream gives one record of at most 16 KiB, so a single read would not show how much is waiting.
-async fn read(io: &mut Box<dyn Io>, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+async fn read(io: &mut Box<dyn Io>, buffer: &mut BytesMut) -> io::Result<usize> {
     let mut count = io.read_buf(buffer).await?;
     if count == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    while count < most && buffer.capacity() > buffer.len() {
+    while buffer.capacity() > buffer.len() {
         let Some(more) = io.read_buf(buffer).now_or_never().transpose()?.filter(|more| *more > 0) else { break };
         count += more;
     }

@@ -18,12 +18,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256, Sha384, Sha512};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use super::socket::Socket;
 use super::{chain, server_name};
 use crate::config::{ConnInfo, SslMode};
 use crate::model::{Code, Fault, Result};
@@ -96,9 +96,9 @@ impl TlsPlan {
 /// The handshake, and the certificate's hash for channel binding.
 pub(super) async fn handshake(
     plan: &TlsPlan,
-    stream: TcpStream,
+    stream: Socket,
     address: SocketAddr,
-) -> std::result::Result<(TlsStream<TcpStream>, Option<Vec<u8>>), DialError> {
+) -> std::result::Result<(TlsStream<Socket>, Option<Vec<u8>>), DialError> {
     let config = plan.config().map_err(|error| {
         DialError::Tls(Fault::new(Code::BadSecret, format!("client certificate can't be used: {error}")))
     })?;
