@@ -92,6 +92,17 @@ comment on column sitepair.copy_part.low is 'the range begins after this key; nu
 comment on column sitepair.copy_part.high is 'the range ends with this key; null: with the last';
 comment on column sitepair.copy_part.cursor is 'key of the last row of the last chunk; null before the first chunk';
 
+create table if not exists sitepair.copy_seen (
+    flow text not null,
+    table_schema text not null,
+    table_name text not null,
+    key bytea not null,
+    primary key (flow, table_schema, table_name, key)
+);
+comment on table sitepair.copy_seen is
+    'Where a copy travels through the topic into a table that held rows: digests of the keys that came. When the last chunk is '
+    'in, rows with other keys go, and these digests.';
+
 create table if not exists sitepair.journal (
     id bigint generated always as identity primary key,
     flow text not null,

@@ -175,6 +175,10 @@ impl Run {
             match work? {
                 Work::End => return Ok(Next::End),
                 Work::Genesis { flow_id, end_lsn, genesis } => self.adopt(flow_id, end_lsn, &genesis).await?,
+                Work::Copies(copies) => {
+                    self.state.send_modify(|state| state.copies = Some(copies));
+                    return Ok(Next::End);
+                }
                 Work::Unknown(tables) => {
                     self.register(&tables).await?;
                     return Ok(Next::Anew);
@@ -267,7 +271,7 @@ impl Run {
                 ladder.piece(&batch).await?;
             }
             Work::Abandoned => ladder.abandon().await?,
-            Work::Genesis { .. } | Work::Unknown(_) | Work::End => {}
+            Work::Genesis { .. } | Work::Unknown(_) | Work::Copies(_) | Work::End => {}
         }
         Ok(())
     }

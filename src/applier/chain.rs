@@ -4,7 +4,8 @@
 //! where their writer died before the last one. What was applied already is dropped.
 
 use crate::model::{
-    Change, Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Progress, Result, TxPart, WriterId,
+    Change, Code, CopyStep, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Progress, Result, TableName, TxPart,
+    WriterId,
 };
 use crate::wire::record::{Continued, Decoded};
 
@@ -30,6 +31,7 @@ struct Open {
     changes: Vec<Change>,
     bytes: usize,
     continued: Continued,
+    copies: Vec<(TableName, uuid::Uuid)>,
 }
 
 /// A whole transaction, or what is left of it when its first pieces were taken before.
@@ -39,6 +41,10 @@ pub(super) struct Whole {
     pub bytes: usize,
     pub end_lsn: Lsn,
     pub commit_time_us: i64,
+    /// Copies that begin with it (H5).
+    pub copies: Vec<(TableName, uuid::Uuid)>,
+    /// Offset of its first record.
+    pub first: Offset,
 }
 
 /// What a record brought.
@@ -193,13 +199,21 @@ impl Chain {
             let duplicate = part.prev_end_lsn < self.position;
             let (writer, xid, first) = (part.writer, part.xid, self.next);
             let (changes, continued) = (Vec::new(), Continued::default());
-            self.open = Some(Open { writer, xid, first, parts: 0, duplicate, changes, bytes: 0, continued });
+            let copies = Vec::new();
+            self.open = Some(Open { writer, xid, first, parts: 0, duplicate, changes, bytes: 0, continued, copies });
         }
         let max_row_bytes = self.max_row_bytes;
         let Some(open) = &mut self.open else { return Ok(passed) };
         open.parts += 1;
         if !open.duplicate {
-            open.bytes += bytes;
+            if let Some(piece) = &part.copy {
+                if piece.step == CopyStep::Begin {
+                    open.copies.push((piece.relation.table.clone(), piece.copy_id));
+                }
+                // Its rows are not for the applier, and are not kept.
+            } else {
+                open.bytes += bytes;
+            }
             open.changes.extend(part.changes);
             if let Some(piece) = &part.cont {
                 if (open.continued.len() + piece.text.len()) as u64 > max_row_bytes {
@@ -227,7 +241,8 @@ impl Chain {
             return Err(self.broken(prev_end_lsn));
         }
         self.position = end_lsn;
-        Ok(Some(Whole { changes: open.changes, bytes: open.bytes, end_lsn, commit_time_us }))
+        let Open { changes, bytes, copies, first, .. } = open;
+        Ok(Some(Whole { changes, bytes, end_lsn, commit_time_us, copies, first }))
     }
 }
 

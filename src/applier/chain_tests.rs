@@ -41,6 +41,7 @@ fn part(writer: u128, part: u32, prev: u64, end: Option<u64>) -> Decoded {
         end_lsn: end.map(Lsn),
         changes: vec![insert()],
         cont: None,
+        copy: None,
     })
 }
 

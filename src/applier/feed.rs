@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::GroupBounds;
 use super::chain::{Chain, Whole};
 use super::members::Members;
 use super::reduce::{Counts, Plan, reduce};
+use super::{CopiesBegin, GroupBounds};
 use crate::model::{Backlog, Change, Genesis, Lsn, Offset, Result, TableName, units};
 use crate::ports::{Goal, TopicReader};
 use crate::wire::record::{ShapeCache, decode};
@@ -45,6 +45,8 @@ pub(super) enum Work {
     Abandoned,
     /// What comes next changes these tables, which have no row in `sitepair.table_state` yet; nothing more is given.
     Unknown(Vec<TableName>),
+    /// Copies begin in the topic at this place (H5); nothing more is given.
+    Copies(CopiesBegin),
     /// Everything is given that the goal asks for.
     End,
 }
@@ -178,9 +180,13 @@ impl<R: TopicReader> Feed<R> {
             return Ok(self.send(Work::Genesis { flow_id, end_lsn, genesis }).await);
         }
         if let Some(mut whole) = passed.whole {
+            if self.members.awaits(&whole.copies, whole.first) {
+                let copies = CopiesBegin { at: whole.first, tables: whole.copies };
+                return self.last(Work::Copies(copies)).await;
+            }
             let unknown = self.members.admit(&mut whole.changes, self.chain.next());
             if !unknown.is_empty() {
-                return self.unknown(unknown).await;
+                return self.last(Work::Unknown(unknown)).await;
             }
             return if std::mem::take(&mut self.streaming) {
                 self.pending.batch.continues = true;
@@ -238,7 +244,7 @@ impl<R: TopicReader> Feed<R> {
         let (mut changes, next) = (self.chain.take(), self.chain.next());
         let unknown = self.members.admit(&mut changes, next);
         if !unknown.is_empty() {
-            return self.unknown(unknown).await;
+            return self.last(Work::Unknown(unknown)).await;
         }
         if changes.is_empty() {
             return Ok(None);
@@ -251,13 +257,13 @@ impl<R: TopicReader> Feed<R> {
         Ok(self.send(Work::Piece(batch.plan()?)).await)
     }
 
-    /// Gives what comes before the transaction under way, then says which of its tables nobody knows. The writer registers
-    /// them and starts anew from its checkpoint.
-    async fn unknown(&mut self, tables: Vec<TableName>) -> Result<Option<Gone>> {
+    /// Gives what comes before the transaction under way, then what must be done before it: tables that nobody knows are
+    /// registered, or a copy begins. The writer starts anew from its checkpoint, or ends.
+    async fn last(&mut self, work: Work) -> Result<Option<Gone>> {
         if self.pending.some && self.flush().await?.is_some() {
             return Ok(Some(Gone));
         }
-        let gone = self.send(Work::Unknown(tables)).await;
+        let gone = self.send(work).await;
         self.into.closed().await;
         Ok(gone.or(Some(Gone)))
     }

@@ -65,6 +65,15 @@ impl Members {
         }
     }
 
+    /// True where one of these copies, which begin with the transaction whose first record is at `first`, is not in hand yet.
+    pub fn awaits(&self, copies: &[(TableName, uuid::Uuid)], first: Offset) -> bool {
+        let behind = |table: &TableName| {
+            self.tables.get(table).is_none_or(|known| known.copied_from.is_none_or(|from| from < first))
+        };
+        let mains = self.track == Track::Main && self.unknown == Unknown::Topic;
+        mains && copies.iter().any(|(table, _)| behind(table))
+    }
+
     fn verdict(&self, table: &TableName) -> Verdict {
         let known = self.tables.get(table);
         match (self.track, known.map(|known| (known.state, known))) {
@@ -214,6 +223,31 @@ mod tests {
                 [("t", 10, Stand::Earlier), ("t", 11, Stand::Taken), ("u", 11, Stand::Other), ("v", 11, Stand::Other)]
             {
                 assert_eq!(members.stand(&relation(name), Offset(next)), stand, "{track:?} {name} {next}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_main_track_alone_waits_for_a_copy_to_be_taken_in_hand() {
+        let begun = TableState { copied_from: Some(Offset(10)), ..row("begun", State::Copying, Some(8)) };
+        let tables = vec![begun, row("joined", State::Joined, None)];
+        let new = |track, unknown| Members::new(track, unknown, tables.clone());
+        let id = uuid::Uuid::from_u128(1);
+        for (names, first, awaits) in [
+            ("", 10, false),
+            ("begun", 9, false),
+            ("begun", 10, false),
+            ("begun", 11, true),
+            ("joined", 10, true),
+            ("none", 10, true),
+            ("begun joined", 10, true),
+        ] {
+            let copies: Vec<_> = names.split_whitespace().map(|name| (TableName::new("public", name), id)).collect();
+            assert_eq!(new(Track::Main, Unknown::Topic).awaits(&copies, Offset(first)), awaits, "{names} {first}");
+            for (track, unknown) in
+                [(Track::Main, Unknown::Copy), (Track::Main, Unknown::Joined), (Track::Joining, Unknown::Topic)]
+            {
+                assert!(!new(track, unknown).awaits(&copies, Offset(first)), "{track:?} {unknown:?} {names}");
             }
         }
     }

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::config::{ConnInfo, OnError, SynchronousCommit, TruncatePolicy};
-use crate::model::{FlowIdentity, FlowName, TableName, Track};
+use crate::model::{FlowIdentity, FlowName, Offset, TableName, Track};
 
 mod apply;
 mod chain;
@@ -65,6 +65,8 @@ pub enum Unknown {
     Joined,
     /// It is registered as copying, before the group that holds its first change; its changes wait (H2).
     Copy,
+    /// Likewise; and where a copy begins in the topic, the run ends before it (H5).
+    Topic,
 }
 
 /// What a table at the target that does not fit its changes does.
@@ -122,6 +124,15 @@ pub enum Phase {
     Streaming,
 }
 
+/// Copies begin here in the topic, and the conductor has not done its part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiesBegin {
+    /// Offset of their first record.
+    pub at: Offset,
+    /// The tables, each with its copy's id.
+    pub tables: Vec<(TableName, uuid::Uuid)>,
+}
+
 /// How an applier stands, for `status`. Counters are since this run began.
 #[derive(Debug, Clone, Default)]
 pub struct ApplierState {
@@ -139,6 +150,8 @@ pub struct ApplierState {
     pub parked: u64,
     /// The last error that was worked around (parked), in one line.
     pub last_error: Option<String>,
+    /// What ended the run.
+    pub copies: Option<CopiesBegin>,
 }
 
 #[cfg(test)]

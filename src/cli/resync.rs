@@ -8,12 +8,13 @@ use super::args::{Common, ResyncArgs};
 use super::deploy::ask;
 use super::output::Output;
 use super::{flows, operator};
-use crate::config::{Pipeline, TopicKind};
+use crate::config::{CopyWay, Pipeline, TopicKind};
 use crate::deploy;
 use crate::model::{Code, Fault, FlowName, Result};
 use crate::pipeline::between;
 use crate::pipeline::request::{Request, Verb};
 use crate::pipeline::resync::{self, Cost, Standstill};
+use crate::pipeline::sending;
 use crate::topic::{self, Aside};
 
 /// Tables listed before the rest is counted.
@@ -81,6 +82,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &ResyncArgs, output
                 let reason = args.reason.as_deref().unwrap_or_default();
                 standstill.forget(flow, &cost, &aside, &operator::name(), reason).await?;
             }
+            None if pipeline.copy.through == CopyWay::Topic => sending::again(pipeline, flow, &cost.names()).await?,
             None => {
                 let argument = json!(cost.argument());
                 let request =

@@ -129,13 +129,14 @@ async fn verify_all(topic: &mut Reader, flow: &FlowName, output: Output) -> Resu
     output.object(&answer)
 }
 
-/// True when a record has a change of the table, or a piece of one that may be; progress records have none.
+/// True when a record has a change of the table, a piece of one that may be, or rows of its copy; progress records have none.
 fn touches(stored: &Stored, table: &str, shapes: &mut ShapeCache) -> Result<bool> {
     match stored.record.stamp {
         Stamp::Progress { .. } => Ok(false),
         Stamp::Part { .. } | Stamp::Last { .. } => match record::decode(&stored.record.body, shapes)? {
             Decoded::Progress(_) => Ok(false),
             Decoded::Part(part) => Ok(part.cont.is_some()
+                || part.copy.iter().any(|piece| piece.relation.table.to_string() == table)
                 || part.changes.iter().any(|change| change.tables().any(|name| name.to_string() == table))),
         },
     }

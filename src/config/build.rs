@@ -1,14 +1,14 @@
 //! From the merged layers to a [`Pipeline`]: every key is read, whatever was wrong before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::conninfo;
 use super::lanes;
 use super::pipeline::{
-    Apply, ColumnRule, ConnInfo, Copy, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site, SynchronousCommit,
-    Topic, TopicKind, TruncatePolicy, Tuning, Wal,
+    Apply, ColumnRule, ConnInfo, Copy, CopyWay, Journal, OnError, OnFull, OnLimit, Pipeline, Rule, Site,
+    SynchronousCommit, Topic, TopicKind, TruncatePolicy, Tuning, Wal,
 };
 use super::secret;
 use super::served::{self, served};
@@ -30,7 +30,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     if let (Some(topic), Some(flows)) = (&mut topic, &flows) {
         topic.dials = served::dials(source, &topic.kind, flows, &sites);
     }
-    let copy = copy(source);
+    let copy = copy(source, &lanes);
     let apply = apply(source);
     let journal = journal(source);
     let wal = wal(source);
@@ -89,8 +89,8 @@ fn site(source: &mut Source, name: &str) -> Option<Site> {
         connection(source, &at("postgres"), &at("password_file"))
     } else {
         let what = format!("site {name} has no \"postgres\", and without it no table can be copied");
-        let remedy = "give it: the target's node copies tables over its own connection to the source; a copy through the \
-                      topic is not supported yet in this version";
+        let remedy = "give it: the target's node copies tables over its own connection to the source; with [copy] through = \
+                      \"topic\" it need not reach it";
         source.problem(&at("postgres"), what, remedy);
         None
     };
@@ -282,10 +282,21 @@ fn topic(source: &mut Source) -> Option<Topic> {
     })
 }
 
-fn copy(source: &mut Source) -> Option<Copy> {
+fn copy(source: &mut Source, lanes: &BTreeSet<Option<String>>) -> Option<Copy> {
     let workers = source.integer("copy.workers")?;
     let max_bytes_per_second = source.rate("copy.max_rate");
-    Some(Copy { workers: usize::try_from(workers).ok()?, max_bytes_per_second })
+    let through = source.choice("copy.through", &[("source", CopyWay::Source), ("topic", CopyWay::Topic)])?;
+    if through == CopyWay::Topic && !lies_apart(source) {
+        let what = "the node that reads the source's log writes the target too, so it copies over its own connections";
+        source.problem("copy.through", what, "write kind = \"peer\" or \"kafka\" under [topic], or remove `through`");
+    } else if through == CopyWay::Topic && source.flag("topic.shared").unwrap_or(false) {
+        let what = "a copy through a topic that targets share would copy the table again at each of them";
+        source.problem("copy.through", what, "remove `through`, or `shared` under [topic]");
+    } else if through == CopyWay::Topic && lanes.iter().any(Option::is_some) {
+        let what = "a target that does not ask the source which tables a lane has would go on with one that left it";
+        source.problem("copy.through", what, "remove `through`, or `lane` under each [[tables]]");
+    }
+    Some(Copy { workers: usize::try_from(workers).ok()?, max_bytes_per_second, through })
 }
 
 fn only_for_kafka(source: &mut Source) {

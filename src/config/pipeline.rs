@@ -337,6 +337,17 @@ pub struct Copy {
     pub workers: usize,
     /// Bound of all of them together, bytes a second; `None` for none.
     pub max_bytes_per_second: Option<u64>,
+    /// By which way the rows go.
+    pub through: CopyWay,
+}
+
+/// `copy.through`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyWay {
+    /// The target's node reads the source's tables over a connection of its own.
+    Source,
+    /// The reader's node reads them, and they travel through the topic (H5).
+    Topic,
 }
 
 /// `apply.on_error`.

@@ -246,6 +246,12 @@ pub const KEYS: &[Key] = &[
         Default("4"),
         "Chunks of rows that were there before, copied at the same time.",
     ),
+    key(
+        "copy.through",
+        Choice(&["source", "topic"]),
+        Default("source"),
+        "How rows that were there before come: read by the target's node from the source's database; or, where that node does not reach it, by the reader's node, through the topic (`kind = \"peer\"` or `\"kafka\"`).",
+    ),
     key("copy.max_rate", Text, Means("no bound"), "Bound of the copy, all workers together, as `\"50MiB/s\"`."),
     key(
         "apply.on_error",

@@ -512,3 +512,25 @@ fn flows_share_a_topic_only_where_it_lies_apart() {
     let problems = load_with(&text("embedded"), &[], &[]).unwrap_err();
     assert!(problems.iter().any(|problem| problem.contains("lies at their source, or in Kafka")), "{problems:?}");
 }
+
+#[test]
+fn a_copy_goes_through_a_topic_that_lies_apart_and_has_one_target_and_no_lane() {
+    let text = |kind: &str, shared: bool, lane: &str| {
+        format!(
+            "pipeline = \"p\"\nflows = [\"a -> b\"]\n\
+             [site.a]\npostgres = \"host=a user=u dbname=d\"\nlisten = \"127.0.0.1:1\"\nurl = \"http://127.0.0.1:1\"\ntoken_file = \"t\"\n\
+             [site.b]\npostgres = \"host=b user=u dbname=d\"\n[copy]\nthrough = \"topic\"\n\
+             [[tables]]\ninclude = [\"public.*\"]\n{lane}[topic]\nkind = \"{kind}\"\nshared = {shared}\npath = \"t\"\n"
+        )
+    };
+    let pipeline = load_with(&text("peer", false, ""), &[], &[]).unwrap();
+    assert_eq!(pipeline.copy.through, super::CopyWay::Topic);
+    for (kind, shared, lane, says) in [
+        ("embedded", false, "", "copies over its own connections"),
+        ("peer", true, "", "copy the table again at each of them"),
+        ("peer", false, "lane = \"night\"\n", "which tables a lane has"),
+    ] {
+        let problems = load_with(&text(kind, shared, lane), &[], &[]).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.contains(says)), "{problems:?}");
+    }
+}

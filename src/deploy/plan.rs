@@ -25,6 +25,7 @@ use super::server::{self, Node};
 use super::slot;
 use super::step::{self, End, Step};
 use super::tables::{self, Pair};
+use super::topic;
 
 /// What the tables of a flow were found to be.
 pub(super) struct FlowPlan<'a> {
@@ -152,6 +153,7 @@ async fn survey_source(
     server::check_source(source, plan.flow, &pipeline.wal, missing_slots, &mut found);
     let named: Vec<String> = plan.selected.iter().map(|each| each.table.table.sql()).collect();
     server::check_limit(source, &pipeline.wal, &named, at.slot.as_ref(), &mut found).await?;
+    topic::check_copy(pipeline, source, &at.state, &plan.selected, &mut found).await?;
     server::check_connection(source, true, &mut found).await;
     server::check_others(source, plan.flow, true, &mut found).await?;
     lanes::check_left_behind(source, pipeline, plan.flow, &plan.lanes, &mut found).await?;

@@ -237,9 +237,12 @@ const HOLDS_SOURCE: &str = "\
     SELECT bool_and(has_schema_privilege($1::text::name, c.relnamespace, 'USAGE') \
                     AND has_table_privilege($1::text::name, c.oid, 'SELECT') \
                     AND (c.relname <> 'flow' OR has_column_privilege($1::text::name, c.oid, 'timeline', 'UPDATE') \
-                        AND has_column_privilege($1::text::name, c.oid, 'entering', 'UPDATE'))), \
+                        AND has_column_privilege($1::text::name, c.oid, 'entering', 'UPDATE')) \
+                    AND (c.relname <> 'topic_copy' OR has_table_privilege($1::text::name, c.oid, 'INSERT') \
+                        AND has_table_privilege($1::text::name, c.oid, 'UPDATE') \
+                        AND has_table_privilege($1::text::name, c.oid, 'DELETE'))), \
            bool_and(pg_has_role(c.relowner, 'USAGE')) \
-    FROM pg_class c WHERE c.relnamespace = to_regnamespace('sitepair') AND c.relname IN ('flow', 'installed') \
+    FROM pg_class c WHERE c.relnamespace = to_regnamespace('sitepair') AND c.relname IN ('flow', 'installed', 'topic_copy') \
     HAVING count(*) > 0";
 
 /// Likewise at a target.

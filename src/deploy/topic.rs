@@ -2,13 +2,18 @@
 //!
 //! Findings and changes name the site that the flow comes from: its node writes.
 
-use crate::config::{Pipeline, Topic as Configured, TopicKind};
-use crate::model::{FlowName, Result};
+use bytesize::ByteSize;
+
+use crate::config::{CopyWay, Pipeline, Topic as Configured, TopicKind};
+use crate::model::{Fault, FlowName, Result, TableName};
 use crate::ports::TopicReader;
 use crate::postgres::flow::FlowState;
+use crate::postgres::{size, topic_copy};
+use crate::rules::Selected;
 use crate::topic::kafka::{Admin, Cluster, Standing, Topic};
 
 use super::finding::{Change, Finding, Findings, Severity};
+use super::server::Node;
 
 /// Replicas where there are brokers enough: one may die, and one more be restarted, without a loss.
 const REPLICAS: usize = 3;
@@ -60,6 +65,43 @@ pub(super) async fn survey(pipeline: &Pipeline, flow: &FlowName, state: Option<&
     );
     survey.findings = found.into_vec();
     Ok(survey)
+}
+
+/// Whether the topic has room for a copy that travels through it: for the rows that the reader's node has not sent yet.
+pub(super) async fn check_copy(
+    pipeline: &Pipeline,
+    source: &Node<'_>,
+    state: &FlowState,
+    selected: &[Selected],
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    if pipeline.copy.through == CopyWay::Source {
+        return Ok(());
+    }
+    let at = |fault: Fault| fault.at(source.name());
+    let copies = match state {
+        FlowState::Deployed(identity) => topic_copy::found(&source.session, identity.flow_id).await.map_err(at)?,
+        FlowState::Absent | FlowState::Unfinished => Vec::new(),
+    };
+    let sent = |table: &TableName| copies.iter().any(|copy| copy.ended && copy.table == *table);
+    let tables = selected.iter().map(|each| &each.table.table).filter(|table| !sent(table));
+    let tables: Vec<String> = tables.map(TableName::sql).collect();
+    let sizes = size::estimates(&source.session, &tables).await.map_err(at)?;
+    let (copy, most) = (sizes.iter().map(|size| size.bytes).sum::<u64>(), pipeline.topic.retention_bytes);
+    if copy > most {
+        let so = match &pipeline.topic.kind {
+            TopicKind::Kafka(_) => "Kafka drops what the target has not read",
+            TopicKind::Embedded | TopicKind::Peer => "at its size the reader waits for ever",
+        };
+        let what = format!(
+            "the copy through the topic has {} of tables, and the topic holds {}: {so}",
+            ByteSize(copy),
+            ByteSize(most)
+        );
+        let remedy = format!("[topic] retention = {{ max_bytes = \"{}GiB\" }}, or more", (copy * 2).div_ceil(1 << 30));
+        found.warning("[topic]", what, remedy);
+    }
+    Ok(())
 }
 
 /// Creates the topic of a flow where it is missing.

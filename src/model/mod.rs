@@ -17,5 +17,7 @@ pub use fault::{Class, Code, Fault, Result};
 pub use lsn::Lsn;
 pub use names::{FlowName, TableName, Track};
 pub use offset::Offset;
-pub use record::{Continuation, FlowIdentity, Genesis, Progress, Record, Stamp, Stored, TxMark, TxPart, WriterId};
+pub use record::{
+    Continuation, CopyPiece, CopyStep, FlowIdentity, Genesis, Progress, Record, Stamp, Stored, TxMark, TxPart, WriterId,
+};
 pub use relation::{Column, Relation, ReplicaIdentity};

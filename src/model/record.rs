@@ -136,6 +136,52 @@ pub struct TxPart {
     pub changes: Vec<Change>,
     /// A piece of the JSON form of one change that is too large for a part (T3); such a part has no `changes`.
     pub cont: Option<Continuation>,
+    /// A step of a table's copy (H5); such a part has no `changes`.
+    pub copy: Option<CopyPiece>,
+}
+
+/// A step of the copy of one table that travels through the topic, or a piece of one that is too large for a part (H5).
+///
+/// It is no change: it says what the table held at a moment before the transaction's commit, which is why what follows in
+/// the log is applied over it, and nothing that came before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyPiece {
+    /// Names the copy; a table that is copied again has another one.
+    pub copy_id: uuid::Uuid,
+    /// What it is.
+    pub step: CopyStep,
+    /// Shape of the table.
+    pub relation: Arc<Relation>,
+    /// Rows in COPY's text format, in the order of the relation's columns; the pieces of a transaction, in order, are whole
+    /// lines.
+    pub text: String,
+}
+
+/// A step of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyStep {
+    /// Chunks follow. No earlier record says anything that they do not.
+    Begin,
+    /// A chunk.
+    Rows,
+    /// The last chunk went before: what the table holds within the rule beside what came is not at the source.
+    End,
+}
+
+impl CopyStep {
+    /// As records name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CopyStep::Begin => "begin",
+            CopyStep::Rows => "rows",
+            CopyStep::End => "end",
+        }
+    }
+
+    /// The step of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [CopyStep::Begin, CopyStep::Rows, CopyStep::End].into_iter().find(|step| step.name() == name)
+    }
 }
 
 /// A piece of the JSON form of one change that did not fit into a part.

@@ -56,6 +56,7 @@ fn part(prev: u64, number: u32, end: Option<u64>, text: &str) -> Record {
         end_lsn: end.map(Lsn),
         changes: vec![Change::Insert { relation: relation(), new }],
         cont: None,
+        copy: None,
     })
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::bounded::Bounded;
 use crate::applier::{self, ApplierParts, ApplierState, GroupBounds, OnMisfit, Unknown};
-use crate::config::Pipeline;
+use crate::config::{CopyWay, Pipeline};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Offset, Result, Track};
 use crate::ports::{Goal, Stop};
 use crate::postgres::{flow as installed, session};
@@ -61,13 +61,14 @@ pub(super) async fn apply(
 pub(super) fn parts<R>(pipeline: &Pipeline, flow: &FlowName, track: Track, topic: R) -> Result<ApplierParts<R>> {
     let (source, target) = (super::site(pipeline, &flow.from)?, super::site(pipeline, &flow.to)?);
     let policies = TruncatePolicies::new(&pipeline.tables);
+    let through_topic = pipeline.copy.through == CopyWay::Topic;
     Ok(ApplierParts {
         topic,
         target: target.postgres.clone(),
-        source: Some(source.postgres.clone()),
+        source: (!through_topic).then(|| source.postgres.clone()),
         flow: flow.clone(),
         track,
-        unknown: Unknown::Copy,
+        unknown: if through_topic { Unknown::Topic } else { Unknown::Copy },
         misfit: OnMisfit::Pause,
         identity: None,
         truncate: Arc::new(move |table| policies.of(table)),

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
@@ -16,14 +17,15 @@ use super::board::{FlowBoard, Voice};
 use super::decide::{self, Act, Place, Reached, View, Works};
 use super::membership::{self, Membership};
 use super::seat::Seat;
-use super::{Timing, adopting, between, peering, pulse, request, retention, site, supervisor};
-use crate::applier::{self, ApplierState, Checkpoint, checkpoint};
-use crate::config::Pipeline;
+use super::{Timing, adopting, between, peering, pulse, request, resync, retention, site, supervisor};
+use crate::applier::{self, ApplierState, Checkpoint, CopiesBegin, checkpoint};
+use crate::config::{CopyWay, Pipeline};
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Offset, Result, TableName, Track};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::session;
 use crate::postgres::table_state::{self, State};
+use crate::snapshot::incoming::{self, IncomingParts};
 use crate::snapshot::{self, CopyParts, CopyState};
 use crate::telemetry::notice;
 use crate::topic;
@@ -48,13 +50,14 @@ pub(super) async fn keep(
     board.expect(Voice::Target);
     let pipeline = Arc::new(pipeline.clone());
     let membership = watch::Sender::new(None);
+    let through_topic = pipeline.copy.through == CopyWay::Topic;
     let conducting = supervisor::keep("applier", timing.takeover, stop.clone(), || {
         let told = (copy.clone(), Arc::clone(board));
         attempt(Arc::clone(&pipeline), flow, goal, membership.clone(), told, stop.clone())
     });
     let result = tokio::select! {
         result = conducting => result,
-        never = membership::watch(&pipeline, flow, &membership) => match never {},
+        never = membership::watch(&pipeline, flow, &membership), if !through_topic => match never {},
         never = pulse::keep(&pipeline, flow, board) => match never {},
         never = peering::keep(&pipeline, flow, board) => match never {},
         never = retention::keep_journal(&pipeline, flow) => match never {},
@@ -186,6 +189,8 @@ impl Conductor {
             members: membership.map(|membership| membership.tables),
             asked,
             caught_up,
+            through_topic: self.pipeline.copy.through == CopyWay::Topic,
+            copies: self.board.applier.borrow().copies.clone(),
             near: false,
         })
     }
@@ -240,6 +245,7 @@ impl Conductor {
                 table_state::register(session, flow, tables, main.next, main.end_lsn).await?;
                 self.taken_up(tables).await
             }
+            Act::Copies(copies) => self.copies_begin(copies).await,
             Act::BeginJoining => applier::begin_joining(session, flow).await.map(|_| ()),
             Act::Join => self.join().await,
             Act::EndJoining => {
@@ -253,6 +259,27 @@ impl Conductor {
     async fn main(&self) -> Result<Checkpoint> {
         let main = checkpoint::read(self.seat.session(), &self.flow, Track::Main).await?;
         main.ok_or_else(|| Fault::new(Code::CheckpointMoved, format!("flow {}: the checkpoint is gone", self.flow)))
+    }
+
+    /// Sets tables to copying where their copies begin in the topic: what it held of them before is seen by the copies.
+    async fn copies_begin(&self, copies: &CopiesBegin) -> Result<()> {
+        let (session, flow) = (self.seat.session(), &self.flow);
+        let main = self.main().await?;
+        let change = async {
+            for (table, copy_id) in &copies.tables {
+                let place = (main.next, main.end_lsn);
+                table_state::begin_incoming(session, flow, (table, *copy_id), place, copies.at).await?;
+                let detail = json!({ "next_offset": copies.at, "end_lsn": main.end_lsn.to_string(), "copy": copy_id });
+                table_state::event(session, flow, "copy begun", Some(table), &detail, None).await?;
+            }
+            Ok(())
+        };
+        resync::transaction(session, change).await?;
+        for (table, _) in &copies.tables {
+            tracing::info!(%flow, %table, offset = %copies.at, "its copy comes through the topic");
+        }
+        self.board.applier.send_modify(|state| state.copies = None);
+        Ok(())
     }
 
     /// Tables that entered the publication are in hand now.
@@ -415,6 +442,11 @@ async fn copy(pipeline: Arc<Pipeline>, flow: FlowName, state: watch::Sender<Copy
     let attempt = || async {
         let (source, target) = (site(&pipeline, &flow.from)?, site(&pipeline, &flow.to)?);
         let application = format!("sitepair copier {flow}");
+        if pipeline.copy.through == CopyWay::Topic {
+            let topic = topic::open_reader(&pipeline.topic, &flow).await?;
+            let parts = IncomingParts { topic, target: target.postgres.clone(), flow: flow.clone(), application };
+            return incoming::receive(parts, stop.clone(), state.clone()).await;
+        }
         let session = session::connect(&source.postgres, &application).await.map_err(|fault| fault.at(&source.name))?;
         let parts = CopyParts {
             source: source.postgres.clone(),

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::applier::CopiesBegin;
 use crate::model::{Lsn, Offset, TableName};
 use crate::ports::Goal;
 use crate::postgres::table_state::State;
@@ -40,6 +41,10 @@ pub(super) struct View {
     pub(super) asked: bool,
     /// The main track is at the topic's end.
     pub(super) caught_up: bool,
+    /// Copies travel through the topic, which then says what belongs to the flow.
+    pub(super) through_topic: bool,
+    /// Copies begin where the main track is.
+    pub(super) copies: Option<CopiesBegin>,
     /// The joining track is so near to the main one that the rest is a matter of a moment.
     pub(super) near: bool,
 }
@@ -57,6 +62,8 @@ pub(super) enum Act {
     Again(Vec<TableName>),
     /// Copy tables that are new.
     Register(Vec<TableName>),
+    /// Set tables to copying whose copy begins in the topic (H5).
+    Copies(CopiesBegin),
     /// Take up tables that are copied or mended.
     BeginJoining,
     /// Bring both tracks to one place and make them one.
@@ -81,7 +88,9 @@ impl View {
     /// True while all there is to do is copying: then the log waits, and the tables join all at once where it begins. Those
     /// that do not fit keep nobody waiting.
     fn copies_only(&self) -> bool {
-        self.tables.iter().any(|(table, state)| self.is_under_way(table, *state)) && !self.any(State::Joined)
+        !self.through_topic
+            && self.tables.iter().any(|(table, state)| self.is_under_way(table, *state))
+            && !self.any(State::Joined)
     }
 
     fn is_under_way(&self, table: &TableName, state: State) -> bool {
@@ -100,6 +109,9 @@ pub(super) fn due(view: &View) -> Option<Act> {
     }
     if view.asked {
         return Some(Act::Answer);
+    }
+    if let Some(copies) = &view.copies {
+        return Some(Act::Copies(copies.clone()));
     }
     if let Some(members) = &view.members {
         let known = |table: &&TableName| view.tables.contains_key(*table);
@@ -132,10 +144,8 @@ pub(super) fn due(view: &View) -> Option<Act> {
 
 /// What runs while nothing is due.
 pub(super) fn works(view: &View) -> Works {
-    let copier = view
-        .tables
-        .iter()
-        .any(|(table, state)| *state == State::Copying && view.is_member(table) && view.members.is_some());
+    let named = view.members.is_some() || view.through_topic;
+    let copier = named && view.tables.iter().any(|(table, state)| *state == State::Copying && view.is_member(table));
     Works {
         main: view.main.is_some() && !view.copies_only(),
         copier,
@@ -176,7 +186,8 @@ pub(super) fn reached(view: &View, goal: Goal) -> Reached {
     });
     let new = view.members.iter().flatten().any(|table| !view.tables.contains_key(table));
     // A flow without a table has not begun: only the source knows what is to be copied.
-    let unknown = view.members.is_none() && (matches!(goal, Goal::Lsn(_)) || view.tables.is_empty());
+    let asks = matches!(goal, Goal::Lsn(_)) && !view.through_topic;
+    let unknown = view.members.is_none() && (asks || view.tables.is_empty());
     let waits = |(table, state): &(&TableName, &State)| **state == State::Paused || view.stuck.contains(*table);
     let paused: Vec<TableName> = view.tables.iter().filter(waits).map(|(table, _)| table.clone()).collect();
     match (under_way || new || unknown || view.joining.is_some(), paused.is_empty()) {
@@ -212,6 +223,19 @@ mod tests {
             caught_up: true,
             ..View::default()
         }
+    }
+
+    fn beginning() -> CopiesBegin {
+        CopiesBegin { at: Offset(5), tables: vec![(table("a"), uuid::Uuid::from_u128(1))] }
+    }
+
+    fn begins(view: View) -> View {
+        View { copies: Some(beginning()), ..view }
+    }
+
+    /// Copies travel through the topic, and the source's node is out of reach.
+    fn through(tables: &[(&str, State)]) -> View {
+        View { members: None, through_topic: true, ..view(tables, "") }
     }
 
     fn works_of(main: bool, copier: bool, joining: bool) -> Works {
@@ -262,6 +286,19 @@ mod tests {
             ),
             ("does not fit while joining", joining(&[("a", Joined), ("b", Paused)], 3), Some(Act::EndJoining)),
             ("asked", View { asked: true, ..view(&[("a", Joined)], "a") }, Some(Act::Answer)),
+            ("a copy begins", begins(view(&[("a", Joined)], "a")), Some(Act::Copies(beginning()))),
+            (
+                "a copy begins while one joins",
+                begins(joining(&[("a", Joining), ("b", Joined)], 3)),
+                Some(Act::Copies(beginning())),
+            ),
+            (
+                "asked when a copy begins",
+                View { asked: true, ..begins(view(&[("a", Joined)], "a")) },
+                Some(Act::Answer),
+            ),
+            ("through the topic, one is copied", through(&[("a", Copied), ("b", Copying)]), Some(Act::BeginJoining)),
+            ("through the topic, none is copied", through(&[("a", Copying)]), None),
             ("asked before anything", View { asked: true, main: None, ..view(&[], "a") }, Some(Act::Adopt)),
         ];
         for (name, view, expected) in cases {
@@ -289,6 +326,8 @@ mod tests {
                 works_of(true, false, false),
             ),
             ("no table", view(&[], ""), works_of(true, false, false)),
+            ("through the topic", through(&[("a", Copying)]), works_of(true, true, false)),
+            ("through the topic, none to copy", through(&[("a", Joined)]), works_of(true, false, false)),
         ];
         for (name, view, expected) in cases {
             assert_eq!(works(&view), expected, "{name}");
@@ -333,6 +372,9 @@ mod tests {
                 goal,
                 Reached::But(names("b")),
             ),
+            ("through the topic, nothing known", through(&[]), goal, Reached::Not(Goal::Never)),
+            ("through the topic", through(&[("a", Copying)]), goal, Reached::Not(Goal::Never)),
+            ("through the topic, done", through(&[("a", Joined)]), goal, Reached::Whole),
             ("one left", view(&[("a", Joined), ("b", Copying)], "a"), goal, Reached::Whole),
         ];
         for (name, view, goal, expected) in cases {

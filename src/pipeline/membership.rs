@@ -86,7 +86,7 @@ pub(super) async fn watch(
             Ok(never) => match never {},
             Err(fault) if fault.is_transient() && into.borrow().is_none() && !told => {
                 told = true;
-                tracing::warn!(notice = notice::SOURCE_OUT_OF_REACH, %flow, %fault, "this node does not reach the source's database: no table is copied, and no new one is taken up, until it does (a copy through the topic is not supported yet); what the topic brings of tables that are copied is applied");
+                tracing::warn!(notice = notice::SOURCE_OUT_OF_REACH, %flow, %fault, "this node does not reach the source's database: no table is copied, and no new one is taken up, until it does (or the file says `through = \"topic\"` under [copy], at both nodes); what the topic brings of tables that are copied is applied");
             }
             Err(fault) if fault.is_transient() => {
                 tracing::debug!(%flow, %fault, "the source does not say which tables there are")

@@ -28,6 +28,7 @@ mod retained;
 mod retention;
 mod schedule;
 pub mod seat;
+pub mod sending;
 mod slot_guard;
 pub mod status;
 mod supervisor;

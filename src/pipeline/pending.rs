@@ -9,7 +9,7 @@ use super::amount::Pending;
 use super::peek::{Counter, Counts, Peek};
 use super::{inspect, reading, reported, site, waiting};
 use crate::applier::checkpoint;
-use crate::config::Pipeline;
+use crate::config::{CopyWay, Pipeline};
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, WriterId};
 use crate::ports::{Goal, Seek, TopicReader};
 use crate::postgres::session::{self, Session};
@@ -112,6 +112,7 @@ async fn peek(pipeline: &Pipeline, flow: &FlowName, upto: Lsn) -> Result<Pending
         own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: u64::MAX,
+        copies: pipeline.copy.through == CopyWay::Topic,
         heartbeat_interval: NO_HEARTBEAT,
     };
     let (_running, stop) = watch::channel(false);

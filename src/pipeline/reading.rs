@@ -1,20 +1,26 @@
 //! Puts a reader together: source sessions, checks of identity, rules, topic; then runs it under the supervisor.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::board::{FlowBoard, Voice};
-use super::{Timing, retention, slot_guard, supervisor};
-use crate::config::{Pipeline, Site};
+use super::{Timing, retention, sending, slot_guard, supervisor};
+use crate::config::{CopyWay, Pipeline, Site};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
-use crate::ports::{Goal, Stop, TopicWriter};
+use crate::ports::{Goal, Source, Stop, TopicWriter};
 use crate::postgres::replication::Replication;
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::{catalog, flow as installed, publication};
 use crate::reader::identity::{self, Server, Slot, Switch};
-use crate::reader::{self, ReaderParts};
+use crate::reader::{self, Lookup, ReaderParts, ReaderState};
 use crate::rules::{self, Selected};
 use crate::topic;
+
+/// Between two heartbeats of a reader that comes to an end.
+const ONCE_HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// What `pg_stat_activity` shows for the reader's sessions.
 fn application_name(flow: &FlowName) -> String {
@@ -84,7 +90,7 @@ async fn attempt(
     let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
     let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
-    let (retention, flow_id) = (topic.retention(), deployed.flow_id);
+    let (retention, flow_id, whose) = (topic.retention(), deployed.flow_id, deployed.clone());
     let parts = ReaderParts {
         source: stream,
         writer: topic.id(),
@@ -95,12 +101,52 @@ async fn attempt(
         own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: pipeline.apply.max_row_bytes,
+        copies: pipeline.copy.through == CopyWay::Topic,
         heartbeat_interval: pipeline.tuning.heartbeat_interval,
     };
     tracing::info!(%flow, site = %site.name, slot = %flow.object(), lsn = %confirmed, "reader starts");
+    let (sender, sent) = watch::channel(None);
     tokio::select! {
-        result = reader::run(parts, stop, goal, board.reader.clone()) => result,
+        result = read_on(parts, (stop, sent), goal, board) => result,
         never = retention::keep(pipeline, flow, flow_id, retention) => match never {},
+        never = sending::keep(pipeline, flow, &whose, &sender) => match never {},
+    }
+}
+
+/// Reads until the goal; where copies travel through the topic, not before they are in it.
+async fn read_on<S, W, L>(
+    parts: ReaderParts<S, W, L>,
+    (mut stop, mut sent): (Stop, watch::Receiver<Option<Lsn>>),
+    goal: Goal,
+    board: &FlowBoard,
+) -> Result<()>
+where
+    S: Source,
+    W: TopicWriter + 'static,
+    L: Lookup + 'static,
+{
+    let goal = match goal {
+        Goal::Lsn(goal) if parts.copies => goal,
+        Goal::Never | Goal::Lsn(_) | Goal::Offset(_) => {
+            return reader::run(parts, stop, goal, board.reader.clone()).await;
+        }
+    };
+    let (halt, halted) = watch::channel(false);
+    let mut state = board.reader.subscribe();
+    let there = async {
+        let copied = sent.wait_for(Option::is_some).await.ok().and_then(|sent| *sent).unwrap_or_default();
+        let reached = |state: &ReaderState| state.durable_lsn >= goal.max(copied);
+        state.wait_for(reached).await.map(|_| ()).ok()
+    };
+    let halting = async {
+        tokio::select! { _ = there => {}, _ = stop.wait_for(|stop| *stop) => {} }
+        halt.send_replace(true);
+        std::future::pending::<()>().await;
+    };
+    let parts = ReaderParts { heartbeat_interval: ONCE_HEARTBEAT.min(parts.heartbeat_interval), ..parts };
+    tokio::select! {
+        result = reader::run(parts, halted, Goal::Never, board.reader.clone()) => result,
+        () = halting => Ok(()),
     }
 }
 

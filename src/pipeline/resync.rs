@@ -15,7 +15,7 @@ use super::request::Request;
 use super::seat::{Quiet, Seat};
 use super::{membership, reading, site};
 use crate::applier::checkpoint;
-use crate::config::Pipeline;
+use crate::config::{CopyWay, Pipeline};
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::ports::TopicReader;
@@ -60,7 +60,7 @@ pub(super) async fn tables(quiet: &Quiet<'_>, request: &Request) -> Result<Value
 }
 
 /// All of it, or nothing.
-async fn transaction(target: &Session, change: impl Future<Output = Result<()>>) -> Result<()> {
+pub(super) async fn transaction(target: &Session, change: impl Future<Output = Result<()>>) -> Result<()> {
     let fault = |error: tokio_postgres::Error| sqlstate::fault(&error);
     target.batch_execute("begin").await.map_err(fault)?;
     if let Err(fault) = change.await {
@@ -85,6 +85,11 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// The tables.
+    pub fn names(&self) -> Vec<TableName> {
+        self.tables.iter().map(|table| TableName::new(table.schema.as_str(), table.name.as_str())).collect()
+    }
+
     /// What the daemon is asked for.
     pub fn argument(&self) -> Argument {
         Argument { tables: self.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect() }
@@ -99,7 +104,6 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
     let (from, to) = (site(pipeline, &flow.from)?, site(pipeline, &flow.to)?);
     let application = format!("sitepair resync {flow}");
     let source = session::connect(&from.postgres, &application).await.map_err(|fault| fault.at(&from.name))?;
-    let target = session::connect(&to.postgres, &application).await.map_err(|fault| fault.at(&to.name))?;
     let whole = named.is_empty();
     let selected = if whole {
         reading::selected(pipeline, flow, &source).await
@@ -118,7 +122,11 @@ pub async fn cost(pipeline: &Pipeline, flow: &FlowName, named: &[String]) -> Res
         tables: size::estimates(&source, &names).await.map_err(|fault| fault.at(&from.name))?,
         ..Cost::default()
     };
-    cost.parked = parked(&target, flow, named).await.map_err(|fault| fault.at(&to.name))?;
+    // Where tables are copied through the topic, the target need not be in reach.
+    if whole || pipeline.copy.through == CopyWay::Source {
+        let target = session::connect(&to.postgres, &application).await.map_err(|fault| fault.at(&to.name))?;
+        cost.parked = parked(&target, flow, named).await.map_err(|fault| fault.at(&to.name))?;
+    }
     if whole {
         let state = slot::state(&source, &flow.object()).await.map_err(|fault| fault.at(&from.name))?;
         cost.retained_bytes = state.map(|slot| slot.retained_bytes);
@@ -175,7 +183,7 @@ impl Standstill {
     /// What the target says.
     pub async fn forget(&self, flow: &FlowName, cost: &Cost, aside: &Aside, by: &str, reason: &str) -> Result<()> {
         let target = self.seat.session();
-        let tables = ["checkpoint", "table_state", "copy_part", "parked", "displaced", "shadow"];
+        let tables = ["checkpoint", "table_state", "copy_part", "copy_seen", "parked", "displaced", "shadow"];
         let detail = json!({ "by": by, "topic": aside.place(), "cost": cost });
         let change = async {
             for table in tables {

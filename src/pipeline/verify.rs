@@ -253,6 +253,7 @@ mod tests {
             end_lsn: end.map(Lsn),
             changes: Vec::new(),
             cont: None,
+            copy: None,
         })
     }
 

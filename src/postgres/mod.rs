@@ -33,5 +33,6 @@ pub mod size;
 pub mod slot;
 pub mod sqlstate;
 pub mod table_state;
+pub mod topic_copy;
 pub mod transactions;
 pub mod wal;

@@ -151,7 +151,7 @@ pub async fn register(
 /// `CheckpointMoved` when the main checkpoint is not at `next` and `end_lsn`.
 pub async fn again(client: &Client, flow: &FlowName, tables: &[TableName], next: Offset, end_lsn: Lsn) -> Result<()> {
     let clear = |kept: &str| format!("{kept}_gone AS (DELETE FROM sitepair.{kept} AS k USING t, at WHERE {OF_T})");
-    let cleared = ["copy_part", "parked", "displaced", "shadow"].map(clear).join(", ");
+    let cleared = ["copy_part", "copy_seen", "parked", "displaced", "shadow"].map(clear).join(", ");
     let sql = format!(
         "WITH t (schema, name) AS (SELECT * FROM unnest($2, $3)), {AT}, {cleared}, made AS (\
            INSERT INTO sitepair.table_state (flow, table_schema, table_name, state, next_offset, end_lsn, copied_from) \
@@ -161,6 +161,33 @@ pub async fn again(client: &Client, flow: &FlowName, tables: &[TableName], next:
              snapshot_rows = NULL, replayed_to = NULL, since = clock_timestamp() RETURNING 1) SELECT count(*) FROM made"
     );
     placed(client, &sql, flow, tables, next, end_lsn).await
+}
+
+/// A copy through the topic begins at the record `begun`: [`again`], and from where the copier reads.
+///
+/// # Errors
+/// As [`again`]. Several statements: the caller's transaction makes them one.
+pub async fn begin_incoming(
+    client: &Client,
+    flow: &FlowName,
+    (table, copy_id): (&TableName, uuid::Uuid),
+    (next, end_lsn): (Offset, Lsn),
+    begun: Offset,
+) -> Result<()> {
+    again(client, flow, std::slice::from_ref(table), next, end_lsn).await?;
+    let sql = "WITH placed AS (UPDATE sitepair.table_state SET copied_from = $4 WHERE flow = $1 AND table_schema = $2 \
+                 AND table_name = $3) \
+               INSERT INTO sitepair.copy_part (flow, table_schema, table_name, part, low, cursor) \
+               VALUES ($1, $2, $3, 0, jsonb_build_array($5), jsonb_build_array($4::text))";
+    let offset = i64::try_from(begun.0).unwrap_or(i64::MAX);
+    let parameters: [Parameter<'_>; 5] = [
+        (&flow.to_string(), Type::TEXT),
+        (&table.schema, Type::TEXT),
+        (&table.name, Type::TEXT),
+        (&offset, Type::INT8),
+        (&copy_id.to_string(), Type::TEXT),
+    ];
+    statements::rows(client, sql, &parameters).await.map(|_| ())
 }
 
 /// Rows `k` of the tables `t`.
@@ -357,7 +384,7 @@ pub async fn joined(client: &Client, flow: &FlowName, tables: &[TableName]) -> R
 /// What the server says.
 pub async fn forget(client: &Client, flow: &FlowName, tables: &[TableName]) -> Result<()> {
     let clear = |kept: &str| format!("{kept}_gone AS (DELETE FROM sitepair.{kept} AS k USING t WHERE {OF_T})");
-    let cleared = ["table_state", "copy_part", "parked", "displaced", "shadow"].map(clear).join(", ");
+    let cleared = ["table_state", "copy_part", "copy_seen", "parked", "displaced", "shadow"].map(clear).join(", ");
     let sql = format!("WITH t (schema, name) AS (SELECT * FROM unnest($2, $3)), {cleared} SELECT");
     each(client, flow, tables, &sql).await
 }

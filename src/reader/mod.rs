@@ -12,6 +12,7 @@
 //! A reader never reconnects: on any fault [`run()`] returns, and a fresh call goes on where the topic's durable end says.
 
 mod appends;
+mod copies;
 mod table;
 
 pub mod identity;
@@ -24,7 +25,7 @@ mod start;
 mod thread;
 mod transaction;
 
-pub use ports::{Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
+pub use ports::{Copying, CopyingNow, Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
 pub use run::run;
 pub use thread::on_own_thread;
 

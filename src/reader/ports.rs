@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Datum, FlowIdentity, Lsn, Relation, Result, Row, WriterId};
+use crate::model::{Datum, FlowIdentity, Lsn, Relation, Result, Row, TableName, WriterId};
 use crate::rules::Selected;
 
 /// Prefix of the logical messages that a heartbeat writes (`pg_logical_emit_message`).
@@ -20,6 +20,26 @@ pub struct Fetched {
     pub as_of: Lsn,
 }
 
+/// A copy that travels through the topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copying {
+    /// Names it.
+    pub id: uuid::Uuid,
+    /// Whose rows.
+    pub table: TableName,
+    /// Its last step is in the log.
+    pub ended: bool,
+}
+
+/// The copies there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CopyingNow {
+    /// Those that are not settled.
+    pub copies: Vec<Copying>,
+    /// The source's insert LSN, read after them.
+    pub as_of: Lsn,
+}
+
 /// What the reader asks of the source beside the stream, over an ordinary session. A fault ends the reader; that also
 /// tells it that the server wants to stop while the stream itself is not being read.
 pub trait Lookup: Send + Sync {
@@ -28,6 +48,20 @@ pub trait Lookup: Send + Sync {
 
     /// Name of a built-in type that this build does not know: `name`, or `schema.name` outside `pg_catalog`.
     fn type_name(&self, oid: u32) -> impl Future<Output = Result<String>> + Send;
+
+    /// The copies of a flow that travel through the topic and are not settled (H5).
+    fn copies(&self, flow_id: uuid::Uuid) -> impl Future<Output = Result<CopyingNow>> + Send;
+
+    /// True for a copy that this flow makes of this table: anybody can write a message into the log.
+    fn is_copy(
+        &self,
+        flow_id: uuid::Uuid,
+        table: &TableName,
+        copy_id: uuid::Uuid,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Notes that nothing is newer than the log any more because of these copies.
+    fn settle(&self, copies: &[uuid::Uuid]) -> impl Future<Output = Result<()>> + Send;
 
     /// Writes a transactional logical message with [`HEARTBEAT_PREFIX`], so that an idle source's position moves and is
     /// flushed.
@@ -55,6 +89,8 @@ pub struct ReaderParts<S, W, L> {
     pub confirmed: Lsn,
     /// A row larger than this (text form, bytes) stops the flow.
     pub max_row_bytes: u64,
+    /// Copies travel through the topic (H5).
+    pub copies: bool,
     /// Between two heartbeats.
     pub heartbeat_interval: Duration,
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::model::{Code, Fault, Progress, Result};
 use crate::ports::{Goal, Source, Stop, TopicWriter};
 use crate::reader::appends::appends;
+use crate::reader::copies::Copies;
 use crate::reader::outlet::Outlet;
 use crate::reader::ports::{Lookup, ReaderParts, ReaderState};
 use crate::reader::start::{Start, start};
@@ -42,6 +43,7 @@ where
     let ReaderParts {
         source, topic, writer, lookup, selected, identity, own_origins, confirmed, max_row_bytes, ..
     } = parts;
+    let copies = Copies::load(&lookup, parts.copies.then_some(identity.flow_id)).await?;
     let begin = start(topic.tail().end_lsn, confirmed, &identity)?;
     let (Start::Genesis(tail) | Start::GoOn(tail)) = begin;
     let (way, durable, work) = appends(topic, tail);
@@ -56,7 +58,8 @@ where
         let genesis = Progress { flow_id, writer, prev_end_lsn: at, end_lsn: at, genesis };
         outlet.push(encode_progress(&genesis)).await?;
     }
-    let mut translator = Translator::new(lookup, (identity.name, own_origins), selected, prefix, max_row_bytes, tail);
+    let mut translator =
+        Translator::new(lookup, (identity.name, own_origins), selected, (prefix, copies), max_row_bytes, tail);
     tracing::info!(%tail, %confirmed, "reading");
     match read(&mut translator, &mut outlet).await {
         Err(fault) if fault.code == Code::Interrupted && *outlet.stop.borrow() => {}

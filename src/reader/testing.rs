@@ -14,7 +14,7 @@ use crate::model::{
     Result, Row, Stamp, TableName, WriterId,
 };
 use crate::ports::{Goal, Held, Source, Stop, Tail, TopicWriter};
-use crate::reader::{Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
+use crate::reader::{Copying, CopyingNow, Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
 use crate::rules::{self, Selected};
 use crate::wire::record::{Continued, Decoded, ShapeCache, decode};
 
@@ -131,6 +131,8 @@ pub struct Seen {
     /// Rows by relation name and key, for fetching.
     pub rows: HashMap<String, Row>,
     /// Rows fetched.
+    pub copies: Vec<Copying>,
+    pub settled: Vec<uuid::Uuid>,
     pub fetched: Vec<String>,
 }
 
@@ -231,6 +233,21 @@ impl Lookup for Rows {
         Ok(format!("type{oid}"))
     }
 
+    async fn copies(&self, _: uuid::Uuid) -> Result<CopyingNow> {
+        let seen = self.0.lock().unwrap();
+        Ok(CopyingNow { copies: seen.copies.clone(), as_of: Lsn(0xFFFF) })
+    }
+
+    async fn is_copy(&self, _: uuid::Uuid, table: &TableName, copy_id: uuid::Uuid) -> Result<bool> {
+        let seen = self.0.lock().unwrap();
+        Ok(seen.copies.iter().any(|copy| copy.id == copy_id && copy.table == *table))
+    }
+
+    async fn settle(&self, copies: &[uuid::Uuid]) -> Result<()> {
+        self.0.lock().unwrap().settled.extend(copies);
+        Ok(())
+    }
+
     async fn heartbeat(&self) -> Result<()> {
         Ok(())
     }
@@ -271,6 +288,7 @@ impl Rig {
             own_origins: self.identity.name.own_origins(["b", "c"], []),
             confirmed: self.confirmed,
             max_row_bytes: self.max_row_bytes,
+            copies: true,
             heartbeat_interval: Duration::from_secs(10),
         };
         // Spawned, as the supervisor may do: the reader must be Send.

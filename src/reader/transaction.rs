@@ -8,13 +8,14 @@ use tokio_postgres::types::Type;
 use crate::config::TruncatePolicy;
 use crate::model::{Cell, Code, Datum, Fault, FlowName, Lsn, Result, TableName, TxMark, units};
 use crate::ports::{Held, Source};
+use crate::reader::copies::Copies;
 use crate::reader::outlet::Outlet;
 use crate::reader::ports::{Fetched, HEARTBEAT_PREFIX, Lookup};
 use crate::reader::table::{self, Table};
 use crate::rules::{Selected, Verdict};
 use crate::telemetry::notice;
 use crate::wire::pgoutput::{Message, Old, RelationMessage};
-use crate::wire::record::{Op, Shape, TxEncoder, TxHead, Writer, truncate_groups};
+use crate::wire::record::{COPY_PREFIX, CopyMessage, Op, Shape, TxEncoder, TxHead, Writer, truncate_groups};
 
 /// What becomes of the open transaction.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ pub struct Translator<L> {
     seen: BTreeMap<String, Lsn>,
     open: Option<Open>,
     pen: Pen,
+    copies: Copies,
     max_row_bytes: u64,
     /// The topic's end at the start: what ends up to here is in it.
     tail: Lsn,
@@ -60,7 +62,7 @@ impl<L: Lookup> Translator<L> {
         lookup: Arc<L>,
         (flow, own_origins): (FlowName, BTreeMap<String, String>),
         selected: Vec<Selected>,
-        writer: Writer,
+        (writer, copies): (Writer, Copies),
         max_row_bytes: u64,
         tail: Lsn,
     ) -> Self {
@@ -75,6 +77,7 @@ impl<L: Lookup> Translator<L> {
             seen: BTreeMap::new(),
             open: None,
             pen: Pen { writer, encoder: TxEncoder::default(), begun: false },
+            copies,
             max_row_bytes,
             tail,
         }
@@ -107,6 +110,9 @@ impl<L: Lookup> Translator<L> {
                 let name = if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") };
                 self.types.insert(oid, name);
                 Ok(())
+            }
+            Message::Logical { prefix, transactional: true, content, .. } if prefix == COPY_PREFIX => {
+                self.copied(content, outlet).await
             }
             Message::Logical { transactional: _, lsn: _, prefix, content: _ } => {
                 if prefix == HEARTBEAT_PREFIX {
@@ -165,6 +171,9 @@ impl<L: Lookup> Translator<L> {
         }
         outlet.received = outlet.received.max(end_lsn);
         outlet.committed = outlet.committed.max(end_lsn);
+        if let Some(copies) = self.copies.settled(outlet.durable()) {
+            outlet.waiting(self.lookup.settle(&copies)).await?;
+        }
         Ok(())
     }
 
@@ -263,19 +272,23 @@ impl<L: Lookup> Translator<L> {
         let mut as_of = None;
         let fetched: Fetched;
         let mut verdict = Verdict::Match;
-        if let Some(filter) = &table.filter {
-            let place = |fault: Fault| fault.at(table.name());
-            verdict = filter.verdict(&row).map_err(place)?;
+        let judge = |row: &[Cell<'_>]| match &table.filter {
+            Some(filter) => filter.verdict(row).map_err(|fault| fault.at(table.name())),
+            None => Ok(Verdict::Match),
+        };
+        if table.filter.is_some() || self.copies.fills(open.commit_lsn) {
+            verdict = judge(&row)?;
             // Every update that passes may be the one that lets the row in, so it carries all values (R3).
             if verdict != Verdict::NoMatch && row.contains(&Cell::Unchanged) && open.fate == Fate::Write {
                 fetched = fetch(&self.lookup, shape, &key, outlet).await?;
                 as_of = Some(fetched.as_of);
+                self.copies.filled(fetched.as_of);
                 verdict = match &fetched.row {
                     None => Verdict::NoMatch,
                     Some(values) => {
                         let values: Vec<Cell<'_>> = values.iter().map(table::cell).collect();
                         table::fill(&mut row, &values);
-                        filter.verdict(&row).map_err(place)?
+                        judge(&row)?
                     }
                 };
             }
@@ -286,6 +299,31 @@ impl<L: Lookup> Translator<L> {
             Verdict::Match | Verdict::NeedsValue => Op::Update { shape, old_key, new: &row, as_of },
         };
         self.pen.emit(open, &self.seen, op, outlet).await
+    }
+
+    /// A step of a copy (H5). What is not of this flow's copies is not for the topic.
+    async fn copied<S: Source>(&mut self, content: &[u8], outlet: &mut Outlet<S>) -> Result<()> {
+        let open = self.open.as_mut().ok_or_else(|| bad("a transactional message outside of a transaction"))?;
+        let Some(flow_id) = self.copies.wanted() else { return Ok(()) };
+        let Ok(message) = CopyMessage::decode(content) else {
+            tracing::debug!(lsn = %open.commit_lsn, "a message that is no step of a copy");
+            return Ok(());
+        };
+        let table = &message.shape.relation.table;
+        if !outlet.waiting(self.lookup.is_copy(flow_id, table, message.copy_id)).await? {
+            tracing::debug!(lsn = %open.commit_lsn, %table, "a step of a copy that is not under way any more");
+            return Ok(());
+        }
+        self.copies.pass(&message, open.commit_lsn);
+        if let Fate::Repeat { passes } = &mut open.fate {
+            *passes = true;
+            return Ok(());
+        }
+        self.pen.begin(open, &self.seen, outlet);
+        for record in self.pen.encoder.copy(&message) {
+            outlet.push(record).await?;
+        }
+        Ok(())
     }
 
     async fn delete<S: Source>(&mut self, oid: u32, old: &Old<'_>, outlet: &mut Outlet<S>) -> Result<()> {
@@ -335,6 +373,15 @@ struct Pen {
 }
 
 impl Pen {
+    fn begin<S: Source>(&mut self, open: &Open, seen: &BTreeMap<String, Lsn>, outlet: &Outlet<S>) {
+        if !self.begun {
+            let Open { commit_lsn, commit_time_us, xid, .. } = *open;
+            let head = TxHead { prev_end_lsn: outlet.queued, xid, commit_lsn, commit_time_us, seen };
+            self.encoder.begin(&self.writer, &head);
+            self.begun = true;
+        }
+    }
+
     async fn emit<S: Source>(
         &mut self,
         open: &mut Open,
@@ -346,12 +393,7 @@ impl Pen {
             *passes = true;
             return Ok(());
         }
-        if !self.begun {
-            let Open { commit_lsn, commit_time_us, xid, .. } = *open;
-            let head = TxHead { prev_end_lsn: outlet.queued, xid, commit_lsn, commit_time_us, seen };
-            self.encoder.begin(&self.writer, &head);
-            self.begun = true;
-        }
+        self.begin(open, seen, outlet);
         outlet.state.changes += 1;
         let put = self.encoder.put(&op);
         if let Some(record) = put.full {

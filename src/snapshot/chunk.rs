@@ -15,20 +15,20 @@ use super::cursor::{self, Part, Step};
 use super::pipe::{Broken, Piped, pipe};
 use super::source::{self, texts};
 use super::table::TableCopy;
-use super::target;
+use super::target::{self, TargetTable};
 use super::throttle::Throttle;
 use crate::config::ConnInfo;
 use crate::failpoint;
-use crate::model::{Code, Fault, FlowName, Result};
+use crate::model::{Code, Fault, FlowName, Result, TableName};
 use crate::postgres::session::Session;
 use crate::postgres::{sqlstate, wal};
 
 /// Attempts at one chunk that other sessions are in the way of.
-const ATTEMPTS: u32 = 8;
+pub(super) const ATTEMPTS: u32 = 8;
 /// Chunks that are merged at once after one had to be.
 const MERGED_CHUNKS: u32 = 8;
 /// First pause between two of them.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a chunk was not written.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) enum Failure {
     Fault(Fault),
 }
 
-type Attempt<T> = std::result::Result<T, Failure>;
+pub(super) type Attempt<T> = std::result::Result<T, Failure>;
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
@@ -140,7 +140,7 @@ impl Hands {
         let read = table.source.chunk(part.after(), part.high.as_ref(), limit);
         let (source, target) = self.sessions(ends).await?;
         let opening = if merge { format!("BEGIN; {}", table.target.prepare()) } else { "BEGIN".to_owned() };
-        let failed = |error: Error| failure(&error, table);
+        let failed = |error: Error| failure(&error, table.name());
         target.batch_execute(&opening).await.map_err(failed)?;
         let write = if merge { table.target.copy_aside() } else { table.target.copy() };
         let piped = match pipe(source, &read, target, &write, &ends.throttle).await {
@@ -156,7 +156,7 @@ impl Hands {
             }
         };
         if merge && piped.rows > 0 {
-            merge_in(target, table).await?;
+            merge_in(target, &table.target, table.name()).await?;
         }
         if piped.cut {
             self.source = None;
@@ -180,25 +180,25 @@ impl Hands {
         let step = Step { cursor, ended, rows: piped.rows, bytes: piped.bytes, horizon };
         cursor::advance(target, &ends.flow, table.name(), part, &step).await?;
         failpoint::pass(failpoint::BEFORE_CHUNK_COMMIT);
-        target.batch_execute("COMMIT").await.map_err(|error| failure(&error, table))?;
+        target.batch_execute("COMMIT").await.map_err(|error| failure(&error, table.name()))?;
         failpoint::pass(failpoint::AFTER_CHUNK_COMMIT);
         Ok(step)
     }
 }
 
 /// Puts what is in the temporary table in.
-async fn merge_in(target: &Session, table: &TableCopy) -> Attempt<()> {
-    let failed = |error: Error| failure(&error, table);
-    for displace in table.target.displace() {
+pub(super) async fn merge_in(target: &Session, table: &TargetTable, name: &TableName) -> Attempt<()> {
+    let failed = |error: Error| failure(&error, name);
+    for displace in table.displace() {
         target.batch_execute(&displace).await.map_err(failed)?;
     }
-    for (index, query) in table.target.outside() {
-        let found = texts(target, &query).await.map_err(|fault| fault.at(table.name()))?;
+    for (index, query) in table.outside() {
+        let found = texts(target, &query).await.map_err(|fault| fault.at(name))?;
         if let Some(key) = found.first() {
             let what = format!(
                 "table {}: the row with key ({}) at the target is outside of the rule's `where` and holds a value of unique \
                  index \"{index}\" that a row of the source needs",
-                table.name(),
+                name,
                 key.0.join(", ")
             );
             let remedy =
@@ -206,11 +206,11 @@ async fn merge_in(target: &Session, table: &TableCopy) -> Attempt<()> {
             return Err(Fault::new(Code::DataError, what).remedy(remedy).into());
         }
     }
-    target.batch_execute(&table.target.merge()).await.map_err(failed)
+    target.batch_execute(&table.merge()).await.map_err(failed)
 }
 
-fn failure(error: &Error, table: &TableCopy) -> Failure {
-    let fault = sqlstate::fault(error).at(format_args!("table {}", table.name()));
+pub(super) fn failure(error: &Error, table: &TableName) -> Failure {
+    let fault = sqlstate::fault(error).at(format_args!("table {table}"));
     let remedy =
         "mend the cause at the target, or the row at the source, and start again: the copy goes on where it was";
     let fault = if fault.code == Code::DataError { fault.remedy(remedy) } else { fault };

@@ -10,9 +10,11 @@
 mod chunk;
 mod crew;
 mod cursor;
+pub mod incoming;
 mod key;
 mod line;
 mod meter;
+pub mod outgoing;
 mod pipe;
 mod progress;
 mod size;

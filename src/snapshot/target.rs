@@ -7,7 +7,7 @@ use super::source::SourceTable;
 use crate::config::ConnInfo;
 use crate::model::catalog::{CatalogIndex, CatalogTable, Generation};
 use crate::model::names::quote_ident;
-use crate::model::{Code, Fault, Result};
+use crate::model::{Code, Column, Fault, Relation, Result};
 use crate::postgres::catalog::INDEX_TERMS;
 use crate::postgres::session::{self, Session};
 use crate::postgres::sqlstate;
@@ -105,8 +105,36 @@ impl TargetTable {
         selected: &Selected,
     ) -> Result<Self> {
         missing_columns(found, source, at_source).await?;
-        let name = &source.name;
         let wanted: Vec<&str> = source.order.names().collect();
+        let filter = selected.filter.as_ref().map(crate::rules::Filter::sql);
+        Self::with(target, found, (&source.columns, &wanted), filter).await
+    }
+
+    /// Matches it with the rows of a copy that travels through the topic.
+    ///
+    /// # Errors
+    /// As [`TargetTable::fit`].
+    pub async fn fit_topic(target: &Client, found: &CatalogTable, relation: &Relation) -> Result<Self> {
+        let missing: Vec<&Column> =
+            relation.columns.iter().filter(|column| found.column(&column.name).is_none()).collect();
+        if !missing.is_empty() {
+            let adds =
+                missing.iter().map(|column| format!("ADD COLUMN {} {}", quote_ident(&column.name), column.type_name));
+            return Err(lacking(found, missing.iter().map(|column| &column.name), &adds.collect::<Vec<_>>()));
+        }
+        let columns: Vec<String> = relation.columns.iter().map(|column| column.name.clone()).collect();
+        let key: Vec<&str> =
+            relation.columns.iter().filter(|column| column.key).map(|column| column.name.as_str()).collect();
+        Self::with(target, found, (&columns, &key), relation.filter.clone()).await
+    }
+
+    async fn with(
+        target: &Client,
+        found: &CatalogTable,
+        (columns, wanted): (&[String], &[&str]),
+        filter: Option<String>,
+    ) -> Result<Self> {
+        let name = &found.table;
         let covers = |index: &&CatalogIndex| {
             let usable = !index.deferrable && !index.partial && !index.exclusion;
             usable
@@ -114,7 +142,7 @@ impl TargetTable {
                 && wanted.iter().all(|name| index.columns.iter().any(|c| c == name))
         };
         let key = found.indexes.iter().filter(covers).min_by_key(|index| !index.primary);
-        let key = key.ok_or_else(|| no_key(found, &wanted))?;
+        let key = key.ok_or_else(|| no_key(found, wanted))?;
         let order = KeyOrder::read(target, found, key).await?;
         let others = others(target, found.oid, &key.name).await?;
         if let Some(late) = others.iter().find(|index| index.deferrable) {
@@ -128,23 +156,23 @@ impl TargetTable {
             );
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
         }
-        let columns = source.columns.iter().filter_map(|column| found.column(column)).map(|column| TargetColumn {
+        let copied = columns.iter().filter_map(|column| found.column(column)).map(|column| TargetColumn {
             name: quote_ident(&column.name),
             key: wanted.contains(&column.name.as_str()),
             fixed: column.generation == Generation::IdentityAlways,
         });
         let own = found.columns.iter().filter(|column| {
-            column.not_null && column.generation != Generation::Computed && !source.columns.contains(&column.name)
+            column.not_null && column.generation != Generation::Computed && !columns.contains(&column.name)
         });
         Ok(Self {
             sql: name.sql(),
             overriding: found.columns.iter().any(|column| column.generation == Generation::IdentityAlways),
-            columns: columns.collect(),
+            columns: copied.collect(),
             own_not_null: own.map(|column| quote_ident(&column.name)).collect(),
             others,
             to_source: wanted.iter().filter_map(|name| order.names().position(|column| column == *name)).collect(),
             order,
-            filter: selected.filter.as_ref().map(crate::rules::Filter::sql),
+            filter,
         })
     }
 
@@ -252,6 +280,33 @@ impl TargetTable {
         )
     }
 
+    /// Notes the keys of the chunk; parameters: flow, schema, table.
+    pub fn see(&self) -> String {
+        format!(
+            "INSERT INTO sitepair.copy_seen (flow, table_schema, table_name, key) \
+             SELECT $1, $2, $3, {} FROM {CHUNK} ON CONFLICT DO NOTHING",
+            self.digest("")
+        )
+    }
+
+    /// Deletes rows within the rule whose keys were not noted; parameters: flow, schema, table.
+    pub fn delete_unseen(&self) -> String {
+        format!(
+            "DELETE FROM {} AS sitepair_t WHERE NOT EXISTS (SELECT FROM sitepair.copy_seen AS sitepair_s \
+             WHERE sitepair_s.flow = $1 AND sitepair_s.table_schema = $2 AND sitepair_s.table_name = $3 \
+             AND sitepair_s.key = {}){}",
+            self.sql,
+            self.digest("sitepair_t."),
+            self.within()
+        )
+    }
+
+    /// What tells one key from another by its text: the row here has the very text that came.
+    fn digest(&self, of: &str) -> String {
+        let key = join(self.order.names().map(|name| format!("{of}{}", quote_ident(name))), ", ");
+        format!("sha256(convert_to(ROW({key})::text, 'UTF8'))")
+    }
+
     /// Keys within the rule after one of them, in the order of the key's index here.
     pub fn keys(&self, after: Option<&Key>, limit: usize) -> String {
         let list = self.order.list();
@@ -310,13 +365,17 @@ async fn missing_columns(found: &CatalogTable, source: &SourceTable, at_source: 
     for name in &missing {
         adds.push(format!("ADD COLUMN {} {}", quote_ident(name), source.type_of(at_source, name).await?));
     }
-    let names = join(missing.iter().map(|name| quote_ident(name)), ", ");
+    Err(lacking(found, missing.into_iter(), &adds))
+}
+
+fn lacking<'a>(found: &CatalogTable, missing: impl Iterator<Item = &'a String>, adds: &[String]) -> Fault {
+    let names = join(missing.map(|name| quote_ident(name)), ", ");
     let remedy = format!(
         "run at the target, with the DEFAULT that the source gave it, if any: ALTER TABLE {} {}",
         found.table.sql(),
         adds.join(", ")
     );
-    Err(Fault::new(Code::ShapeMismatch, format!("table {} at the target lacks {names}", found.table)).remedy(remedy))
+    Fault::new(Code::ShapeMismatch, format!("table {} at the target lacks {names}", found.table)).remedy(remedy)
 }
 
 fn join(parts: impl Iterator<Item = String>, separator: &str) -> String {

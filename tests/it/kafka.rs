@@ -4,6 +4,7 @@ pub mod broker;
 pub mod flow;
 mod kill;
 mod spool;
+mod through;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

@@ -5,5 +5,6 @@ pub mod proxy;
 mod reach;
 pub mod sites;
 mod suite;
+pub mod through;
 mod wire;
 pub mod world;

@@ -106,6 +106,7 @@ impl Flow {
             own_origins: self.identity.name.own_origins(["a", "b"], []),
             confirmed,
             max_row_bytes: 1 << 30,
+            copies: false,
             heartbeat_interval: Duration::from_secs(1),
         };
         reader::run(parts, stop, goal, state).await

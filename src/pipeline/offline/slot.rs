@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::Pipeline;
+use crate::config::{CopyWay, Pipeline};
 use crate::model::{Code, Fault, FlowName, Genesis, Lsn, Offset, Record, Result, WriterId};
 use crate::parcel::{Header, Key, Manifest, Origin, Writer};
 use crate::pipeline::{reading, site};
@@ -73,6 +73,7 @@ pub(super) async fn take(
         own_origins: pipeline.own_origins(flow),
         confirmed,
         max_row_bytes: pipeline.apply.max_row_bytes,
+        copies: pipeline.copy.through == CopyWay::Topic,
         heartbeat_interval: pipeline.tuning.heartbeat_interval,
     };
     let asked = stop.clone();

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::model::{
-    Change, Continuation, Datum, Genesis, Lsn, Progress, Relation, Result, Row, TxPart, WriterId, units,
+    Change, Continuation, CopyPiece, CopyStep, Datum, Genesis, Lsn, Progress, Relation, Result, Row, TxPart, WriterId,
+    units,
 };
 use crate::wire::record::cursor::Cursor;
 use crate::wire::record::{ShapeCache, VERSION};
@@ -51,6 +52,7 @@ struct Fields {
     changes: Option<Vec<Change>>,
     cont: Option<String>,
     cont_end: bool,
+    copy: Option<(uuid::Uuid, CopyStep, String)>,
 }
 
 impl Fields {
@@ -100,6 +102,7 @@ impl Fields {
             }
             "cont" => self.cont = Some(cursor.string()?.into_owned()),
             "cont_end" => self.cont_end = cursor.bool()?,
+            "copy" => self.copy = Some(copy(cursor)?),
             _ => return Err(cursor.damaged("unknown member")),
         }
         Ok(())
@@ -117,12 +120,19 @@ impl Fields {
             let end_lsn = self.end_lsn.ok_or_else(|| lacks("end_lsn"))?;
             return Ok(Decoded::Progress(Progress { flow_id, writer, prev_end_lsn, end_lsn, genesis: self.genesis }));
         }
-        let cont = match (self.cont, &self.changes, self.relations.as_slice()) {
-            (Some(text), None, [relation]) => {
-                Some(Continuation { relation: relation.clone(), text, ends: self.cont_end })
+        let (cont, copy) = match (self.cont, self.copy, &self.changes, self.relations.as_slice()) {
+            (Some(text), None, None, [relation]) => {
+                (Some(Continuation { relation: relation.clone(), text, ends: self.cont_end }), None)
             }
-            (None, Some(_), _) => None,
-            _ => return Err(cursor.damaged("either changes, or a piece of one change with its relation, expected")),
+            (None, Some((copy_id, step, text)), None, [relation]) => {
+                (None, Some(CopyPiece { copy_id, step, relation: relation.clone(), text }))
+            }
+            (None, None, Some(_), _) => (None, None),
+            _ => {
+                return Err(
+                    cursor.damaged("either changes, or a piece of one change or of a copy with its relation, expected")
+                );
+            }
         };
         Ok(Decoded::Part(TxPart {
             flow_id,
@@ -136,6 +146,7 @@ impl Fields {
             end_lsn: self.end_lsn,
             changes: self.changes.unwrap_or_default(),
             cont,
+            copy,
         }))
     }
 }
@@ -166,6 +177,23 @@ fn genesis(cursor: &mut Cursor<'_>) -> Result<Genesis> {
         Ok(())
     })?;
     Ok(genesis)
+}
+
+fn copy(cursor: &mut Cursor<'_>) -> Result<(uuid::Uuid, CopyStep, String)> {
+    let (mut id, mut step, mut text) = (None, None, String::new());
+    cursor.object(|cursor, name| {
+        match name {
+            "id" => id = Some(cursor.parsed("a UUID")?),
+            "step" => step = CopyStep::parse(&cursor.string()?),
+            "text" => text = cursor.string()?.into_owned(),
+            _ => return Err(cursor.damaged("unknown member of a copy")),
+        }
+        Ok(())
+    })?;
+    match (id, step) {
+        (Some(id), Some(step)) => Ok((id, step, text)),
+        _ => Err(cursor.damaged("a copy lacks its id or step")),
+    }
 }
 
 fn change(cursor: &mut Cursor<'_>, relations: &[Arc<Relation>]) -> Result<Change> {

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::model::{Change, Datum, Lsn, Progress, Record, Relation, Stamp, TxMark, TxPart, WriterId, units};
-use crate::wire::record::escape::{Form, Value, escape, quote};
+use crate::model::{
+    Change, CopyPiece, CopyStep, Datum, Lsn, Progress, Record, Relation, Stamp, TxMark, TxPart, WriterId, units,
+};
+use crate::wire::record::copy::CopyMessage;
+use crate::wire::record::escape::{Form, MAX_GROWTH, Value, escape, quote};
 use crate::wire::record::{MAX_PART_BYTES, Pieces, Shape};
 
 /// One change, its values still where they came from. Rows and keys as in [`Change`].
@@ -305,6 +308,44 @@ impl TxEncoder {
         Record { stamp: Stamp::Part { rows: u32::from(ends) }, body }
     }
 
+    /// Takes a step of a copy; gives the parts that carry it, each a piece of its text.
+    pub fn copy<'e, 'a>(&'e mut self, message: &'a CopyMessage<'a>) -> impl Iterator<Item = Record> + use<'e, 'a> {
+        let mut rest = Some(message.text);
+        std::iter::from_fn(move || {
+            let text = rest?;
+            let piece = &text[..self.copy_room(message, text)];
+            rest = Some(&text[piece.len()..]).filter(|rest| !rest.is_empty());
+            Some(self.copy_part(&message.shape, (message.copy_id, message.step), piece))
+        })
+    }
+
+    /// Bytes from the beginning of a text that one part can take.
+    fn copy_room(&self, message: &CopyMessage<'_>, text: &str) -> usize {
+        let room = self.piece_room(&message.shape).saturating_sub(PART_OVERHEAD);
+        let mut length = text.len().min(room);
+        loop {
+            length = text.floor_char_boundary(length);
+            let grown = text.as_bytes()[..length].iter().filter(|byte| byte.is_ascii_control()).count() * MAX_GROWTH
+                + memchr::memchr2_iter(b'\\', b'"', &text.as_bytes()[..length]).count()
+                + length;
+            if grown <= room || length <= 4 {
+                return length.max(text.chars().next().map_or(0, char::len_utf8));
+            }
+            length /= 2;
+        }
+    }
+
+    fn copy_part(&mut self, shape: &Shape, (copy_id, step): (uuid::Uuid, CopyStep), text: &str) -> Record {
+        self.relations.extend_from_slice(shape.json());
+        let head = format!("{{\"id\":\"{copy_id}\",\"step\":\"{}\",\"text\":\"", step.name());
+        let mut escaped = Vec::with_capacity(text.len() + text.len() / 8);
+        escape(text.as_bytes(), &mut escaped);
+        let body = self.body(None, b",\"copy\":", &[head.as_bytes(), &escaped, b"\"}}"]);
+        self.part += 1;
+        self.clear();
+        Record { stamp: Stamp::Part { rows: 0 }, body }
+    }
+
     /// Bytes that a piece may have next to this shape.
     pub(super) fn piece_room(&self, shape: &Shape) -> usize {
         self.limit.saturating_sub(self.head.len() + shape.json().len() + PART_OVERHEAD)
@@ -439,6 +480,9 @@ pub fn encode_part(tx: &TxPart) -> Record {
         let mut text = Vec::with_capacity(piece.text.len());
         escape(piece.text.as_bytes(), &mut text);
         return encoder.piece(&Shape::new(piece.relation.clone()), &text, piece.ends);
+    }
+    if let Some(CopyPiece { copy_id, step, relation, text }) = &tx.copy {
+        return encoder.copy_part(&Shape::new(relation.clone()), (*copy_id, *step), text);
     }
     let mut known: Vec<Arc<Shape>> = Vec::new();
     let mut shape_of = |relation: &Arc<Relation>| match known.iter().find(|shape| shape.relation == *relation) {

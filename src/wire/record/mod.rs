@@ -9,9 +9,13 @@
 //! a part, `"cont_end":true` with the last (T3); the one shape of such a part is the change's, its `rel` is 0. The pieces
 //! are escaped as they are written, so a large row never exists in JSON as a whole.
 //!
+//! A step of a table's copy (H5) is a transaction whose parts have `copy` instead of changes: rows in COPY's text format,
+//! cut anywhere.
+//!
 //! Escaping, encoding and decoding make no copy of a value beyond the one into (out of) the body: a decoded value without
 //! an escape is a slice of the body.
 
+mod copy;
 mod cursor;
 mod decode;
 mod encode;
@@ -19,6 +23,7 @@ mod escape;
 mod pieces;
 mod shape;
 
+pub use copy::{COPY_PREFIX, CopyMessage};
 pub use decode::{Continued, Decoded, decode};
 pub use encode::{Op, Put, TxEncoder, TxHead, Writer, encode_part, encode_progress, truncate_groups};
 pub use escape::{Form, Value};

@@ -101,7 +101,8 @@ fn no_typmod() -> i32 {
     -1
 }
 
-fn parse(json: &[u8]) -> Result<Relation> {
+/// Reads a shape from its JSON form.
+pub(super) fn parse(json: &[u8]) -> Result<Relation> {
     let damaged = |why: String| Fault::new(Code::TopicDamaged, format!("a record's relation: {why}"));
     let raw: RelationJson = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
     let table = TableName::new(raw.schema, raw.name);

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Change, Code, Column, Continuation, Datum, Genesis, Lsn, Progress, Record, Relation, ReplicaIdentity, Row, Stamp,
-    TableName, TxPart,
+    Change, Code, Column, Continuation, CopyPiece, CopyStep, Datum, Genesis, Lsn, Progress, Record, Relation,
+    ReplicaIdentity, Row, Stamp, TableName, TxPart,
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -69,10 +69,16 @@ fn change(relation: Arc<Relation>) -> impl Strategy<Value = Change> {
 fn part() -> impl Strategy<Value = TxPart> {
     let changes = prop::collection::vec(relation().prop_flat_map(change), 0..6);
     let cont = prop::option::weighted(0.2, (relation(), text(), any::<bool>()));
+    let step = prop_oneof![Just(CopyStep::Begin), Just(CopyStep::Rows), Just(CopyStep::End)];
+    let copy = prop::option::weighted(0.2, (relation(), text(), any::<u128>(), step));
+    let content = (changes, cont, copy);
     let ids = (any::<u128>(), any::<u128>(), any::<u32>(), any::<u32>());
     let seen = prop::collection::btree_map(text(), lsn(), 0..3);
-    (ids, lsn(), lsn(), 0i64..9_000_000_000_000_000, seen, prop::option::of(lsn()), changes, cont).prop_map(
-        |((flow_id, writer, xid, part), prev_end_lsn, commit_lsn, commit_time_us, seen, end_lsn, changes, cont)| {
+    (ids, lsn(), lsn(), 0i64..9_000_000_000_000_000, seen, prop::option::of(lsn()), content).prop_map(
+        |((flow_id, writer, xid, part), prev_end_lsn, commit_lsn, commit_time_us, seen, end_lsn, content)| {
+            let (changes, cont, copy) = content;
+            let cont = cont.filter(|_| copy.is_none());
+            let alone = cont.is_some() || copy.is_some();
             TxPart {
                 flow_id: uuid::Uuid::from_u128(flow_id),
                 writer: uuid::Uuid::from_u128(writer),
@@ -82,9 +88,15 @@ fn part() -> impl Strategy<Value = TxPart> {
                 commit_time_us,
                 seen,
                 part,
-                end_lsn: end_lsn.filter(|_| cont.is_none()),
-                changes: if cont.is_some() { Vec::new() } else { changes },
+                end_lsn: end_lsn.filter(|_| !alone),
+                changes: if alone { Vec::new() } else { changes },
                 cont: cont.map(|(relation, text, ends)| Continuation { relation, text, ends }),
+                copy: copy.map(|(relation, text, id, step)| CopyPiece {
+                    copy_id: uuid::Uuid::from_u128(id),
+                    step,
+                    relation,
+                    text,
+                }),
             }
         },
     )
@@ -278,6 +290,7 @@ fn fixture() -> TxPart {
             Change::Truncate { relations: vec![relation] },
         ],
         cont: None,
+        copy: None,
     }
 }
 
@@ -368,4 +381,52 @@ fn a_large_row_travels_in_parts_of_bounded_size() {
     let small = Change::Delete { relation: relation.clone(), key: vec![Datum::text("7")] };
     let changes = vec![small.clone(), Change::Insert { relation, new }, small];
     assert_eq!(through_parts(&changes, MAX_PART_BYTES), changes);
+}
+
+#[test]
+fn a_chunk_of_a_copy_travels_in_parts_of_bounded_size() {
+    let relation = account();
+    let hostile: String = ["1\tplain text\t\\\\N\n", "2\t\"\\\\\u{1}\té\u{10000}\n"].concat().repeat(60_000);
+    let (id, writer) = (uuid::Uuid::from_u128(9), Writer::new(uuid::Uuid::from_u128(1), uuid::Uuid::from_u128(2)));
+    for (step, text) in [(CopyStep::Begin, ""), (CopyStep::Rows, hostile.as_str()), (CopyStep::End, "")] {
+        let content = CopyMessage::new(id, step, relation.clone(), text).encode();
+        let message = CopyMessage::decode(&content).unwrap();
+        let mut encoder = TxEncoder::default();
+        let seen = BTreeMap::new();
+        let head = TxHead { prev_end_lsn: Lsn(7), xid: 5, commit_lsn: Lsn(8), commit_time_us: 0, seen: &seen };
+        encoder.begin(&writer, &head);
+        let mut records: Vec<Record> = encoder.copy(&message).collect();
+        records.push(encoder.finish(Lsn(9)));
+        assert_eq!(records.len() > 3, step == CopyStep::Rows, "{step:?}");
+        let mut came = String::new();
+        for (number, record) in records.iter().enumerate() {
+            assert!(record.body.len() <= MAX_PART_BYTES, "{}", record.body.len());
+            check(record);
+            let Ok(Decoded::Part(part)) = decode(&record.body, &mut ShapeCache::default()) else { panic!("no part") };
+            assert_eq!(encode_part(&part).body, record.body);
+            assert_eq!(part.part as usize, number);
+            match part.copy {
+                Some(piece) => {
+                    assert_eq!((piece.copy_id, piece.step, piece.relation), (id, step, relation.clone()));
+                    came.push_str(&piece.text);
+                }
+                None => assert_eq!(number + 1, records.len()),
+            }
+        }
+        assert_eq!(came, text);
+    }
+}
+
+#[test]
+fn a_strangers_message_is_no_step_of_a_copy() {
+    let good = CopyMessage::new(uuid::Uuid::from_u128(9), CopyStep::Rows, account(), "1\ta\tb\n").encode();
+    assert!(CopyMessage::decode(&good).is_ok());
+    let text = String::from_utf8(good).unwrap();
+    for (from, to) in
+        [("\"rows\"", "\"row\""), ("}\n", "} "), ("\"key\":true", "\"key\":false"), ("{\"id\"", "[\"id\"")]
+    {
+        assert!(text.contains(from), "{from}");
+        assert!(CopyMessage::decode(text.replacen(from, to, 1).as_bytes()).is_err(), "{from}");
+    }
+    assert!(CopyMessage::decode(b"\xff\n").is_err());
 }

@@ -236,6 +236,7 @@ impl Pair {
             end_lsn,
             changes,
             cont: None,
+            copy: None,
         }
     }
 

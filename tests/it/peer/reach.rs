@@ -66,5 +66,5 @@ fn a_file_without_the_sources_database_is_refused_with_the_reason() {
     let ended = pair.sitepair(&["run", "--site", "b"]);
     assert_eq!(ended.code, 2, "{}", ended.stderr);
     let says = "site a has no \"postgres\", and without it no table can be copied";
-    assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    assert!(ended.stderr.contains(says) && ended.stderr.contains("[copy] through"), "{}", ended.stderr);
 }
