@@ -9,7 +9,7 @@ use crate::debezium;
 use crate::jvm::Jvm;
 use crate::kafka::{self, Broker};
 use crate::meter::{Home, Meter, Usage};
-use crate::stage::{Build, DATABASE, EMBEDDED, OBJECT, PEER, Sql, Stage, Topic, kafka_file};
+use crate::stage::{Build, DATABASE, EMBEDDED, OBJECT, PEER, RELAXED, Sql, Stage, Topic, kafka_file};
 use crate::workload::Workload;
 
 /// Longest time that a contestant may take.
@@ -63,7 +63,7 @@ impl Contestant {
             all.push(NativeParallel);
         }
         all.extend(builds.iter().map(|build| Sitepair(*build, Topic::Embedded)));
-        all.push(Sitepair(Build::This, Topic::Peer));
+        all.extend([Topic::Relaxed, Topic::Peer].map(|topic| Sitepair(Build::This, topic)));
         if kafka::jars().is_some() {
             all.push(Sitepair(Build::This, Topic::Kafka));
         }
@@ -84,9 +84,11 @@ impl Contestant {
             Self::NativeStreaming => "native, streaming = on",
             Self::NativeParallel => "native, streaming = parallel",
             Self::Sitepair(Build::This, Topic::Embedded) => "sitepair, slot to target",
+            Self::Sitepair(Build::This, Topic::Relaxed) => "sitepair, slot to target, synchronous_commit off",
             Self::Sitepair(Build::This, Topic::Peer) => "sitepair, slot to target by HTTPS",
             Self::Sitepair(Build::Other, Topic::Embedded) => "other build, slot to target",
             Self::Sitepair(Build::This, Topic::Kafka) => "sitepair, slot to target by Kafka",
+            Self::Sitepair(Build::Other, Topic::Relaxed) => "other build, slot to target, synchronous_commit off",
             Self::Sitepair(Build::Other, Topic::Peer) => "other build, slot to target by HTTPS",
             Self::Sitepair(Build::Other, Topic::Kafka) => "other build, slot to target by Kafka",
             Self::Debezium => "Debezium, slot to target by Kafka",
@@ -202,7 +204,8 @@ impl<'a> Scene<'a> {
         if !matches!(contestant, Contestant::Replay(_) | Contestant::Sitepair(_, Topic::Kafka)) {
             self.restore_slot(&source, slot);
         }
-        if matches!(contestant, Contestant::Reader(_) | Contestant::Sitepair(_, Topic::Embedded | Topic::Peer)) {
+        let fills = !matches!(contestant, Contestant::Sitepair(_, Topic::Kafka));
+        if matches!(contestant, Contestant::Reader(_) | Contestant::Sitepair(..)) && fills {
             let topic = self.stage.dir.join("topic");
             let _ = fs::remove_dir_all(&topic);
             copy_dir(&self.stage.dir.join("topic.seeded"), &topic);
@@ -219,6 +222,7 @@ impl<'a> Scene<'a> {
             }
             Contestant::Replay(build) => self.daemons(&source, (build, EMBEDDED), &[&["run", "--applier"]]),
             Contestant::Sitepair(build, Topic::Embedded) => self.daemons(&source, (build, EMBEDDED), &[&["run"]]),
+            Contestant::Sitepair(build, Topic::Relaxed) => self.daemons(&source, (build, RELAXED), &[&["run"]]),
             Contestant::Sitepair(build, Topic::Peer) => self.daemons(&source, (build, PEER), NODES),
             Contestant::Sitepair(build, Topic::Kafka) => self.daemons(&source, (build, &kafka_file(turn)), NODES),
             Contestant::Debezium => self.debezium(&source, slot, turn),

@@ -40,7 +40,7 @@ use contest::{Contestant, Daemon, Scene};
 use growth::Step;
 use latency::Latency;
 use report::Entry;
-use stage::{Build, DATABASE, EMBEDDED, OBJECT, Sql, Stage, Topic};
+use stage::{Build, DATABASE, EMBEDDED, OBJECT, RELAXED, Sql, Stage, Topic};
 use workload::Workload;
 
 /// Rates of the latency part, transactions a second.
@@ -183,9 +183,10 @@ fn measure_latency(stage: &Stage) -> Vec<Latency> {
     target.run("truncate tick");
     stage.write_pipeline("[[tables]]\ninclude = [\"public.tick\"]");
     stage.do_sitepair(EMBEDDED, &["deploy"]);
-    let daemon = Daemon(stage.sitepair(Build::This, EMBEDDED, &["run"]).spawn().expect("starts"));
-    measure(Contestant::Sitepair(Build::This, Topic::Embedded));
-    drop(daemon);
+    for (topic, file) in [(Topic::Embedded, EMBEDDED), (Topic::Relaxed, RELAXED)] {
+        let _daemon = Daemon(stage.sitepair(Build::This, file, &["run"]).spawn().expect("starts"));
+        measure(Contestant::Sitepair(Build::This, topic));
+    }
     drop((source, target));
     let at_source = Sql::connect(&stage.source, "postgres");
     at_source.run(&format!(
@@ -225,7 +226,7 @@ fn head(versions: &[String], scale: f64, runs: usize, busy: &str) -> String {
          Versions: sitepair {}, PostgreSQL {}, {tool}.\n\
          Servers: {}; the rest as PostgreSQL has it (fsync and synchronous_commit on, TCP over loopback without TLS).\n\
          Native: `copy_data = false`, `synchronous_commit` as a subscription has it (off: what is confirmed to the source is flushed \
-         first); sitepair: synchronous_commit on, topic synced at each append, groups as by default.\n\
+         first); sitepair: synchronous_commit on where a row does not say otherwise, topic synced at each append, groups as by default.\n\
          Scale {scale}, {runs} run(s) of each, in turn; the medians, with the least and the most.\n\
          Load average before it began: {busy}. Well above 0, other work took its share, and only large ratios say anything.\n",
         cores,

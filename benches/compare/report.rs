@@ -76,7 +76,7 @@ pub fn throughput(entries: &[Entry]) -> String {
     let _ = writeln!(out, "### Ratios of medians: above 1 is faster than the other\n");
     let _ = writeln!(
         out,
-        "| server | workload | reader / pg_recvlogical | slot to target / native | slot to target / pg_recvlogical | replay / native | slot to target by Kafka / Debezium |\n|---|---|---|---|---|---|---|"
+        "| server | workload | reader / pg_recvlogical | slot to target / native | the same, both synchronous_commit off | slot to target / pg_recvlogical | replay / native | slot to target by Kafka / Debezium |\n|---|---|---|---|---|---|---|---|"
     );
     for scene in scenes(entries) {
         let of = |one: Contestant, to: Contestant| {
@@ -84,11 +84,12 @@ pub fn throughput(entries: &[Entry]) -> String {
         };
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
             scene.version,
             scene.workload,
             of(Contestant::Reader(Build::This), Contestant::Recvlogical),
             of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Native),
+            of(Contestant::Sitepair(Build::This, Topic::Relaxed), Contestant::Native),
             of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Recvlogical),
             of(Contestant::Replay(Build::This), Contestant::Native),
             of(Contestant::Sitepair(Build::This, Topic::Kafka), Contestant::Debezium),

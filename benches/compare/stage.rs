@@ -92,6 +92,8 @@ pub enum Build {
 pub enum Topic {
     /// A file of the one node that does everything.
     Embedded,
+    /// The same; what is applied is flushed a moment later, as native replication has it.
+    Relaxed,
     /// The same file, at a node of the source that serves it over HTTPS to a node of the target.
     Peer,
     /// One broker of Kafka, between a node of the source and one of the target.
@@ -100,6 +102,8 @@ pub enum Topic {
 
 /// The pipeline file with the embedded topic.
 pub const EMBEDDED: &str = "bench.toml";
+/// The same with `synchronous_commit = off` at the target.
+pub const RELAXED: &str = "relaxed.toml";
 /// The one whose topic is served by a peer.
 pub const PEER: &str = "peer.toml";
 
@@ -163,7 +167,10 @@ impl Stage {
             "tls = { ca = \"node.pem\" }\n",
             "kind = \"peer\"\npath = \"topic\"\n",
         );
-        self.write_file(EMBEDDED, "bench", rules, (String::new(), "", "path = \"topic\"\n"));
+        let path = "path = \"topic\"\n";
+        self.write_file(EMBEDDED, "bench", rules, (String::new(), "", path));
+        let relaxed = format!("{path}[apply]\nsynchronous_commit = \"off\"\n");
+        self.write_file(RELAXED, "bench", rules, (String::new(), "", &relaxed));
         self.write_file(PEER, "bench", rules, peer);
     }
 
