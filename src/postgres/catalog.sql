@@ -26,11 +26,17 @@ triggers (oid, names) AS (
     SELECT root, json_agg(DISTINCT tgname::text) FROM tree JOIN pg_trigger ON tgrelid = member
     WHERE NOT tgisinternal AND tgenabled IN ('A', 'R') GROUP BY root
 ),
--- From each type through domains to the type below them.
-base (type, oid) AS (
-    SELECT oid, oid FROM pg_type
+-- Joined, not asked for each table: there is no index by the table that is referenced.
+referencing (oid, tables) AS (
+    SELECT k.confrelid, json_agg(DISTINCT jsonb_build_array(rn.nspname, r.relname))
+    FROM pg_constraint k JOIN pg_class r ON r.oid = k.conrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace
+    WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> k.confrelid GROUP BY k.confrelid
+),
+-- From each domain through domains to the type below them. Other types are not listed: each table has two of its own.
+domains (type, oid) AS (
+    SELECT oid, typbasetype FROM pg_type WHERE typtype = 'd'
     UNION ALL
-    SELECT base.type, d.typbasetype FROM base JOIN pg_type d ON d.oid = base.oid AND d.typtype = 'd'
+    SELECT domains.type, d.typbasetype FROM domains JOIN pg_type d ON d.oid = domains.oid AND d.typtype = 'd'
 )
 SELECT
     c.oid,
@@ -77,8 +83,9 @@ SELECT
         FROM pg_attribute a
         JOIN pg_type t ON t.oid = a.atttypid
         JOIN pg_namespace tn ON tn.oid = t.typnamespace
-        JOIN base ON base.type = t.oid
-        JOIN pg_type below ON below.oid = base.oid AND below.typtype <> 'd'
+        JOIN pg_type below ON below.oid = CASE WHEN t.typtype <> 'd' THEN t.oid ELSE (
+            SELECT domains.oid FROM domains JOIN pg_type leaf ON leaf.oid = domains.oid AND leaf.typtype <> 'd'
+            WHERE domains.type = t.oid) END
         LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typsubscript = 'array_subscript_handler'::regproc
         LEFT JOIN pg_namespace en ON en.oid = e.typnamespace
         LEFT JOIN pg_collation co ON co.oid = a.attcollation
@@ -98,13 +105,12 @@ SELECT
         ) ORDER BY ic.relname)
         FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid
         WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND i.indisvalid), '[]')::text,
-    coalesce((SELECT json_agg(DISTINCT jsonb_build_array(rn.nspname, r.relname))
-        FROM pg_constraint k JOIN pg_class r ON r.oid = k.conrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace
-        WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> c.oid), '[]')::text,
+    coalesce(referencing.tables, '[]')::text,
     coalesce(triggers.names, '[]')::text
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN whole ON whole.oid = c.oid
 LEFT JOIN triggers ON triggers.oid = c.oid
+LEFT JOIN referencing ON referencing.oid = c.oid
 WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')
     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'sitepair')
     AND n.nspname !~ '^pg_(toast|temp)'

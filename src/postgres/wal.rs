@@ -34,33 +34,36 @@ async fn position(client: &Client, function: &str) -> Result<Lsn> {
 
 /// Between two looks whether the log is on disk.
 const POLL: Duration = Duration::from_millis(10);
-/// So long may the server leave the log's end in memory before it is asked to write it.
-const NUDGE_AFTER: Duration = Duration::from_secs(1);
+/// Between two nudges.
+const NUDGE_AGAIN: Duration = Duration::from_secs(1);
 
 /// A position that everything which `client` has read is older than, and that is on the server's disk: a crash there does
 /// not take back what was read (H3, H4c).
 ///
-/// Waits for the server to flush. It does so by itself after an asynchronous commit; what a transaction under way wrote
-/// may lie in memory for long, so it is nudged by a transaction with an id, which commits nothing.
+/// Waits for the server to flush. It does so by itself after an asynchronous commit, but not at once, and what a transaction
+/// under way wrote, or the read itself (hint bits of pages with checksums), may lie in memory for long: so it is nudged.
 ///
 /// # Errors
 /// What the server says.
 pub async fn settled(client: &Client) -> Result<Lsn> {
     let settled = insert_lsn(client).await?;
-    let mut since = Instant::now();
+    let mut nudge = Instant::now() + POLL;
     while flush_lsn(client).await? < page_start(settled) {
-        if since.elapsed() >= NUDGE_AFTER {
-            since = Instant::now();
-            statements::row(
-                client,
-                "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END",
-                &[],
-            )
-            .await?;
+        if Instant::now() < nudge {
+            tokio::time::sleep(POLL).await;
+            continue;
         }
-        tokio::time::sleep(POLL).await;
+        nudge_to_flush(client).await?;
+        nudge = Instant::now() + NUDGE_AGAIN;
     }
     Ok(settled)
+}
+
+/// Commits a message that nobody reads: the log up to its commit is flushed, for no standby is waited. At a standby, nothing.
+async fn nudge_to_flush(client: &Client) -> Result<()> {
+    let sql = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN set_config('synchronous_commit', 'local', true) \
+               || pg_logical_emit_message(true, 'sitepair.flush', '')::text END";
+    statements::row(client, sql, &[]).await.map(|_| ())
 }
 
 /// Where the last record before `insert` may end: an insert position right behind a page's header stands for the end of

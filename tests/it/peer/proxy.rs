@@ -21,6 +21,8 @@ pub enum Mischief {
     Flip { within: u64 },
     /// Nothing passes any more, and nothing is closed.
     Freeze,
+    /// What a client sends with these words does not arrive, nor anything after it.
+    Withhold(&'static str),
     /// Each connection is closed, open ones and new ones.
     Sever,
 }
@@ -89,10 +91,19 @@ async fn connection(
         let mut buffer = vec![0_u8; 16 << 10];
         while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
             thaw(&mischief).await;
+            if let Mischief::Withhold(words) = *mischief.borrow()
+                && buffer[..count].windows(words.len()).any(|sent| sent == words.as_bytes())
+            {
+                break;
+            }
             passed.fetch_add(count as u64, Ordering::Relaxed);
             if to_server.write_all(&buffer[..count]).await.is_err() {
                 return;
             }
+        }
+        if matches!(*mischief.borrow(), Mischief::Withhold(_)) {
+            harmed.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
         }
     };
     let down = async {
@@ -102,7 +113,7 @@ async fn connection(
             passed.fetch_add(count as u64, Ordering::Relaxed);
             let now = *mischief.borrow();
             let place = match now {
-                Mischief::None | Mischief::Freeze | Mischief::Sever => None,
+                Mischief::None | Mischief::Freeze | Mischief::Withhold(_) | Mischief::Sever => None,
                 Mischief::Cut { within } | Mischief::Flip { within } => (draw % within).checked_sub(sent),
             };
             let place = place.filter(|place| *place < count as u64).map(|place| place as usize);
