@@ -21,6 +21,7 @@ use sitepair::model::{Code, FlowName, Offset, Result, WriterId};
 use sitepair::ports::{TopicReader, TopicWriter};
 use sitepair::topic::kafka::{Admin, Cluster, Reader, Writer};
 
+use crate::topic::child::Process;
 use crate::topic::suite::{Backend, genesis, last, topic_suite};
 use broker::Brokers;
 
@@ -163,15 +164,17 @@ async fn brokers_that_are_away_are_waited_for() {
 
 struct InKafka {
     kafka: Kafka,
+    flow: FlowName,
     cluster: Cluster,
 }
 
 impl InKafka {
     async fn new() -> Self {
         let kafka = broker::shared().kafka();
-        let cluster = Cluster::new(&kafka, &flow());
+        let flow = flow();
+        let cluster = Cluster::new(&kafka, &flow);
         create_topic(&cluster).await;
-        Self { kafka, cluster }
+        Self { kafka, flow, cluster }
     }
 
     /// Kafka's offset of the record at an offset of ours.
@@ -230,6 +233,21 @@ impl Backend for InKafka {
         until.add_partition_offset(&self.cluster.topic, 0, place).expect("a place");
         admin(&self.kafka).delete_records(&until, &AdminOptions::new()).await.expect("deleted");
         Ok(())
+    }
+
+    fn appending(&self) -> Process {
+        Process::start_for("appends-to-kafka", &self.kafka.brokers[0], &self.flow)
+    }
+
+    /// As a writer that was killed behind its last record: the transaction is open, and what it holds is no record of ours.
+    async fn tear(&self) {
+        let topic = &self.cluster.topic;
+        let mut config = client(broker::shared());
+        let torn: BaseProducer = config.set("transactional.id", topic).create().expect("a producer");
+        torn.init_transactions(PATIENCE).expect("ready");
+        torn.begin_transaction().expect("begun");
+        torn.send(BaseRecord::<(), str>::to(topic).payload("torn")).expect("sent");
+        torn.flush(PATIENCE).expect("delivered");
     }
 }
 

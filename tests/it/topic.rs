@@ -1,10 +1,13 @@
 //! The topic: what every backend promises, and what the embedded one adds.
 
-mod child;
+pub mod child;
 mod embedded;
 mod full;
 pub mod suite;
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use sitepair::model::{FlowName, Lsn, Offset, Record, Result, Stamp, TxMark};
 use sitepair::topic::embedded::{Reader, Writer, WriterOptions};
 use tempfile::TempDir;
 
+use child::Process;
 use suite::{Backend, topic_suite};
 
 fn flow() -> FlowName {
@@ -29,6 +33,13 @@ fn tx(offset: u64, end: u64) -> Record {
 /// Where the append of this record ended.
 fn tx_end(record: &Record) -> u64 {
     std::str::from_utf8(&record.body[..16]).expect("text").trim().parse().expect("a number")
+}
+
+/// Leaves behind a topic's log what an append leaves of which only a piece reached the disk.
+pub fn tear(wal: &Path) {
+    let mut file = OpenOptions::new().append(true).open(wal).expect("a log");
+    let piece: Vec<u8> = (0..rand::random_range(1..9000)).map(|_| rand::random()).collect();
+    file.write_all(&piece).expect("torn");
 }
 
 struct Embedded {
@@ -58,6 +69,14 @@ impl Backend for Embedded {
 
     async fn drop_before(&self, writer: &Writer, keep_from: Offset) -> Result<()> {
         writer.retention().retain(keep_from, i64::MAX).await.map(|_| ())
+    }
+
+    fn appending(&self) -> Process {
+        Process::start("appends", self.dir.path())
+    }
+
+    async fn tear(&self) {
+        tear(&self.dir.path().join(format!("{}.db-wal", flow())));
     }
 }
 

@@ -5,7 +5,9 @@ use sitepair::topic::embedded::Writer;
 use sitepair::topic::peer::Reader;
 
 use super::world::{Demands, World, flow, options};
+use crate::topic::child::Process;
 use crate::topic::suite::{Backend, topic_suite};
+use crate::topic::tear;
 
 struct Peer {
     world: World,
@@ -29,6 +31,14 @@ impl Backend for Peer {
 
     async fn drop_before(&self, writer: &Writer, keep_from: Offset) -> Result<()> {
         writer.retention().retain(keep_from, i64::MAX).await.map(|_| ())
+    }
+
+    fn appending(&self) -> Process {
+        Process::start_for("appends", self.world.topic(), &flow())
+    }
+
+    async fn tear(&self) {
+        tear(&self.world.topic().join(format!("{}.db-wal", flow())));
     }
 }
 

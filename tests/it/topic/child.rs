@@ -1,18 +1,22 @@
 //! Another process that writes or reads a topic: this test binary again, told by the environment what to do.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use sitepair::model::Offset;
+use sitepair::config::Kafka;
+use sitepair::model::{FlowName, Offset, WriterId};
 use sitepair::ports::{TopicReader, TopicWriter};
 use sitepair::topic::embedded::{Reader, Writer, WriterOptions};
+use sitepair::topic::kafka::{self, Cluster};
 
 use super::{flow, tx};
 
 const ROLE: &str = "SITEPAIR_TEST_TOPIC_ROLE";
 const DIR: &str = "SITEPAIR_TEST_TOPIC_DIR";
+const FLOW: &str = "SITEPAIR_TEST_TOPIC_FLOW";
 
 /// A process at work; killed when dropped.
 pub struct Process {
@@ -23,8 +27,14 @@ pub struct Process {
 impl Process {
     /// Starts a process in the role of `appends`, `opens` or `reads`.
     pub fn start(role: &str, dir: &Path) -> Self {
+        Self::start_for(role, dir, &flow())
+    }
+
+    /// Likewise for a flow of another name; in the role of `appends-to-kafka` the place is a broker.
+    pub fn start_for(role: &str, place: impl AsRef<OsStr>, FlowName { pipeline, from, to, .. }: &FlowName) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this binary"));
-        command.args(["topic::child::process", "--exact", "--ignored", "--nocapture"]).env(ROLE, role).env(DIR, dir);
+        command.args(["topic::child::process", "--exact", "--ignored", "--nocapture"]);
+        command.env(ROLE, role).env(DIR, place).env(FLOW, format!("{pipeline} {from} {to}"));
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the child starts");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         Self { child, lines }
@@ -62,9 +72,21 @@ fn say(word: &str, value: impl std::fmt::Display) {
 #[ignore = "a process that other tests start"]
 fn process() {
     let dir = PathBuf::from(std::env::var_os(DIR).expect("started by another test"));
+    let flow = std::env::var(FLOW).expect("a flow");
+    let [pipeline, from, to] = flow.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().expect("three words");
+    let flow = FlowName { pipeline, lane: None, from, to, shared: false };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     match std::env::var(ROLE).expect("a role").as_str() {
-        "appends" => runtime.block_on(append_for_ever(&dir)),
+        "appends" => {
+            let writer = Writer::open(&dir, &flow, WriterOptions::default()).expect("the topic opens");
+            runtime.block_on(append_for_ever(writer));
+        }
+        "appends-to-kafka" => {
+            let brokers = vec![dir.to_str().expect("an address").to_owned()];
+            let kafka = Kafka { brokers, properties: Default::default(), spool: None };
+            let writer = kafka::Writer::open(Cluster::new(&kafka, &flow), WriterId::new_v4(), Duration::from_secs(60));
+            runtime.block_on(async { append_for_ever(writer.await.expect("the topic opens")).await });
+        }
         "opens" => open(&dir),
         "reads" => runtime.block_on(read_for_ever(&dir)),
         role => panic!("no such role: {role}"),
@@ -72,8 +94,7 @@ fn process() {
 }
 
 /// Batches of 1 to 64 transactions, each batch one append; says the next offset after each.
-async fn append_for_ever(dir: &Path) {
-    let mut writer = Writer::open(dir, &flow(), WriterOptions::default()).expect("the topic opens");
+async fn append_for_ever(mut writer: impl TopicWriter) {
     say("opened", writer.tail().next);
     loop {
         let next = writer.tail().next.0;

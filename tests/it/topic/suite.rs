@@ -7,6 +7,9 @@ use bytes::Bytes;
 use sitepair::model::{Code, Lsn, Offset, Record, Result, Stamp, Stored, TxMark};
 use sitepair::ports::{Held, Seek, TopicReader, TopicWriter};
 
+use super::child::Process;
+use super::{tx, tx_end};
+
 /// How a test makes writers and readers of one topic, and what lies behind the traits.
 pub trait Backend {
     type Writer: TopicWriter;
@@ -20,6 +23,10 @@ pub trait Backend {
     fn reader(&self) -> impl Future<Output = Result<Self::Reader>>;
     /// Drops every whole transaction before `keep_from`, the tail apart.
     fn drop_before(&self, writer: &Self::Writer, keep_from: Offset) -> impl Future<Output = Result<()>>;
+    /// Another process that appends without a pause.
+    fn appending(&self) -> Process;
+    /// Leaves behind the end, where the topic lies, what a writer leaves that died in the midst of an append.
+    fn tear(&self) -> impl Future<Output = ()>;
 }
 
 /// Position of the transaction or progress record with this number.
@@ -283,6 +290,62 @@ pub async fn of_two_writers_one_is_refused<B: Backend>() {
     assert_eq!(read_all(&mut reader, Offset(0), 1000).await.unwrap(), numbered(0, vec![genesis(), last(1)]));
 }
 
+/// Lets another process append for a moment and kills it; gives the offset up to which it was answered.
+fn kill_while_appending<B: Backend>(topic: &B, from: u64) -> u64 {
+    let mut child = topic.appending();
+    assert_eq!(child.said("opened").expect("opened"), from.to_string());
+    let mut acknowledged = from;
+    for _ in 0..rand::random_range(1..12) {
+        acknowledged = child.said("appended").expect("appended").parse().expect("a number");
+    }
+    std::thread::sleep(Duration::from_micros(rand::random_range(0..20_000)));
+    child.kill();
+    while let Some(said) = child.said("appended") {
+        acknowledged = said.parse().expect("a number");
+    }
+    acknowledged
+}
+
+/// The topic holds whole appends of that process, in order, and nothing else.
+async fn holds_whole_appends<B: Backend>(topic: &B, next: u64) {
+    let held = read_all(&mut topic.reader().await.unwrap(), Offset(0), 1 << 20).await.unwrap();
+    let end = held.last().map_or(0, |last| tx_end(&last.record));
+    assert_eq!((held.len() as u64, end), (next, next), "an append is there whole or not at all");
+    for (offset, stored) in held.into_iter().enumerate() {
+        let expected = tx(offset as u64, tx_end(&stored.record));
+        assert_eq!(stored, Stored { offset: Offset(offset as u64), record: expected });
+    }
+}
+
+pub async fn what_was_acknowledged_survives_kill_9<B: Backend>() {
+    let topic = B::create().await;
+    let mut before = 0;
+    for round in 0..4 {
+        let acknowledged = kill_while_appending(&topic, before);
+        let writer = topic.writer().await.unwrap();
+        let next = writer.tail().next.0;
+        assert!(next >= acknowledged, "round {round}: {acknowledged} were acknowledged, {next} are there");
+        drop(writer);
+        holds_whole_appends(&topic, next).await;
+        before = next;
+    }
+}
+
+pub async fn a_torn_tail_is_left_out<B: Backend>() {
+    let topic = B::create().await;
+    let mut next = 0;
+    for _ in 0..3 {
+        kill_while_appending(&topic, next);
+        topic.tear().await;
+        let mut writer = topic.writer().await.unwrap();
+        next = writer.tail().next.0;
+        holds_whole_appends(&topic, next).await;
+        next = writer.append(vec![tx(next, next + 2), tx(next + 1, next + 2)]).await.unwrap().next.0;
+        drop(writer);
+        holds_whole_appends(&topic, next).await;
+    }
+}
+
 /// One `#[tokio::test]` for each promise.
 macro_rules! topic_suite {
     ($backend:ty) => {
@@ -291,7 +354,8 @@ macro_rules! topic_suite {
             a_new_writer_goes_on_where_the_last_one_ended, a_lost_reply_can_be_told_from_a_failure,
             marks_are_found_by_position, transactions_are_found_by_position_and_time, commit_times_may_go_back,
             retention_leaves_whole_transactions_and_the_tail, what_was_never_held_is_a_gap,
-            a_waiting_reader_wakes_with_the_append, of_two_writers_one_is_refused);
+            a_waiting_reader_wakes_with_the_append, of_two_writers_one_is_refused,
+            what_was_acknowledged_survives_kill_9, a_torn_tail_is_left_out);
     };
     ($backend:ty: $($promise:ident),+) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
