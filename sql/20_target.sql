@@ -188,7 +188,9 @@ comment on table sitepair.parked is
 comment on column sitepair.parked.image is 'the row to write, column by column in text form; columns not in it keep their value';
 comment on column sitepair.parked.key_columns is 'names of the columns of key and old_key, in their order';
 comment on column sitepair.parked.row_filter is 'the rule''s row filter: a row that does not match is not the flow''s to delete';
-comment on column sitepair.parked.whole_row is 'for operation restore: the row as its composite type prints it';
+alter table sitepair.parked add column if not exists layout jsonb;
+comment on column sitepair.parked.whole_row is 'for operation restore: the row''s image, as in sitepair.displaced';
+comment on column sitepair.parked.layout is 'for operation restore: the layout of its image';
 
 create table if not exists sitepair.displaced (
     id bigint generated always as identity primary key,
@@ -204,8 +206,13 @@ create table if not exists sitepair.displaced (
 );
 create index if not exists displaced_key on sitepair.displaced (flow, table_schema, table_name, key);
 comment on table sitepair.displaced is
-    'Rows that gave way to a unique value before the horizon, whole, as their composite type prints them. A later record '
-    'of the key settles one; what is left at the end of the scope is put back, or parked if it conflicts.';
+    'Rows that gave way to a unique value before the horizon, whole. A later record of the key settles one; what is left at '
+    'the end of the scope is put back, or parked if it conflicts.';
+alter table sitepair.displaced add column if not exists layout jsonb;
+comment on column sitepair.displaced.whole_row is 'the row''s image: the text of an array of its values, by column number';
+comment on column sitepair.displaced.layout is
+    'what reads the image: the table''s oid, and its columns by number, null for dropped ones; null: the image is the row as its '
+    'composite type printed it';
 
 create table if not exists sitepair.shadow (
     flow text not null,
@@ -219,6 +226,9 @@ create table if not exists sitepair.shadow (
 comment on table sitepair.shadow is
     'Where the source is out of reach: the first image of each row that was displaced, deleted, moved or overwritten after a '
     'rewind, while the table is before its replayed_to. Values that records leave out are taken from it.';
+alter table sitepair.shadow add column if not exists layout jsonb;
+comment on column sitepair.shadow.whole_row is 'the row''s image, as in sitepair.displaced';
+comment on column sitepair.shadow.layout is 'the layout of its image';
 
 create table if not exists sitepair.request (
     id bigint generated always as identity primary key,
@@ -275,3 +285,30 @@ end
 $$;
 comment on function sitepair.advance is
     'Moves a flow''s checkpoint if it is exactly where the caller believes it to be, else raises SP001; writes one journal row.';
+
+-- The layout of images of a table's rows.
+create or replace function sitepair.layout(p_table oid, p_columns text[]) returns jsonb language plpgsql stable as $$
+declare
+    columns text[];
+begin
+    select array_agg(case when not attisdropped then attname::text end order by attnum) into columns
+      from pg_catalog.pg_attribute where attrelid = p_table and attnum > 0;
+    if array_remove(columns, null) is distinct from p_columns then
+        raise exception 'the columns of table % are changing', p_table::regclass using errcode = 'undefined_column';
+    end if;
+    return jsonb_build_object('oid', p_table::int8, 'columns', to_jsonb(columns));
+end
+$$;
+comment on function sitepair.layout is
+    'What reads the image of a row of this table; raises undefined_column where its columns are not those that the caller knows.';
+
+-- Where an image has the value of a column.
+create or replace function sitepair.place(p_layout jsonb, p_table oid, p_number integer, p_name text) returns integer
+language sql immutable as $$
+    select case when (p_layout->>'oid')::int8::oid = p_table
+        then case when p_layout->'columns'->>(p_number - 1) is not null then p_number end
+        else (select c.number::integer from jsonb_array_elements_text(p_layout->'columns') with ordinality c (name, number)
+              where c.name = p_name) end
+$$;
+comment on function sitepair.place is
+    'The place of a column in an image: by number in the same table, by name in one made anew; null for a column that the image lacks.';

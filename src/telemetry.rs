@@ -1,5 +1,6 @@
 //! Metric names, in one table: what is served on `/metrics`, and `docs/METRICS.md`. What the log says is in [`notice`].
 
+pub mod line;
 pub mod notice;
 
 /// What a metric does.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::chain::Chain;
 use super::checkpoint::{self, Checkpoint};
@@ -96,7 +97,7 @@ pub async fn run<R: TopicReader + 'static>(
         };
         // Aborted when this function returns.
         let mut feeding = JoinSet::new();
-        feeding.spawn(feed.run());
+        feeding.spawn(feed.run().in_current_span());
         if run.follow(works, &done, &mut stop).await? == Next::End {
             return run.end().await;
         }
@@ -253,8 +254,8 @@ impl Run {
             parked_tables: parked.tables(),
             displaced,
         };
-        self.ladder =
-            Some(Ladder { writer, checkpoint, on_error: self.on_error, misfit: self.misfit, parked, streaming: None });
+        let (on_error, misfit, followed) = (self.on_error, self.misfit, Parked::default());
+        self.ladder = Some(Ladder { writer, checkpoint, on_error, misfit, parked, followed, streaming: None });
         Ok(())
     }
 
@@ -263,8 +264,10 @@ impl Run {
         match work {
             Work::Group(batch) => {
                 self.state.send_modify(|state| state.phase = Phase::Applying);
-                let done = ladder.group(&batch).await?;
+                let mut done = Vec::new();
+                let outcome = ladder.group(&batch, &mut done).await;
                 self.report(done);
+                outcome?;
             }
             Work::Piece(batch) => {
                 self.state.send_modify(|state| state.phase = Phase::Streaming);

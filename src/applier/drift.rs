@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::table::{Misfit, type_of};
 use super::target::Culprit;
-use crate::model::catalog::{CatalogColumn, CatalogTable, Generation};
+use crate::model::catalog::{CatalogColumn, CatalogTable, Generation, TableKind};
 use crate::model::names::{quote_ident, quote_literal};
 use crate::model::{Change, Code, Column, Datum, Fault, Relation};
 
@@ -23,8 +23,37 @@ pub(super) fn behind(culprit: &Culprit, changes: &[Change], found: Option<&Catal
         "42804" | "42846" => retyped(relation, found),
         state if state.starts_with("22") => retyped(relation, found).or_else(|| label(culprit, changes, found)),
         "23502" => not_null(culprit, relation, found),
+        "23514" if culprit.unrouted => unrouted(relation, found),
         _ => None,
     }
+}
+
+/// Says so where one transaction has rows of two definitions that no table fits both: once the table is as the newest of
+/// them, all that helps is a copy.
+pub(super) fn torn(mut misfit: Misfit, changes: &[Change], found: Option<&CatalogTable>) -> Misfit {
+    let own = changes.iter().filter_map(|change| match change {
+        Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+            (relation.table == misfit.table).then_some(relation)
+        }
+        Change::Truncate { .. } => None,
+    });
+    let (mut first, mut last): (Option<&Arc<Relation>>, Option<&Arc<Relation>>) = (None, None);
+    own.for_each(|relation| (first, last) = (first.or(Some(relation)), Some(relation)));
+    let (Some(first), Some(last)) = (first, last) else { return misfit };
+    let lacks = |one: &Relation, other: &Relation| {
+        other.columns.iter().any(|column| one.columns.iter().all(|own| own.name != column.name))
+    };
+    if lacks(first, last) && lacks(last, first) {
+        let fits = found.is_some_and(|found| last.columns.iter().all(|column| found.column(&column.name).is_some()));
+        let table = &misfit.table;
+        let resync =
+            format!("`sitepair resync --table {table}`: one transaction has rows from before and after the change");
+        misfit.fault.remedy = Some(match misfit.fault.remedy.filter(|_| !fits) {
+            Some(first) => format!("{first}, then {resync}"),
+            None => format!("run {resync}"),
+        });
+    }
+    misfit
 }
 
 fn relation_of<'c>(change: &'c Change, culprit: &Culprit) -> Option<&'c Arc<Relation>> {
@@ -83,6 +112,20 @@ fn label(culprit: &Culprit, changes: &[Change], found: &CatalogTable) -> Option<
     // A column's domain over the enum has other words in `kind`; the statement then needs the enum's name.
     let remedy = format!("run at the target: ALTER TYPE {kind} ADD VALUE {}", quote_literal(&label));
     Some(Misfit::new(&culprit.table, Fault::new(Code::ShapeMismatch, what).remedy(remedy)))
+}
+
+/// A partition that the source has and the target lacks. Records do not say which: they name the root.
+fn unrouted(relation: &Relation, found: &CatalogTable) -> Option<Misfit> {
+    let (table, sql) = (&relation.table, relation.table.sql());
+    let what = format!("table {table} at the target has no partition for a row");
+    let rest = quote_ident(&format!("{}_default", table.name));
+    let remedy = format!(
+        "run at the target the CREATE TABLE … PARTITION OF {sql} FOR VALUES … of the source's partition, which `sitepair plan` \
+         says; or CREATE TABLE {}.{rest} PARTITION OF {sql} DEFAULT",
+        quote_ident(&table.schema)
+    );
+    let misfit = || Misfit::new(table, Fault::new(Code::ShapeMismatch, what).remedy(remedy));
+    (found.kind == TableKind::PartitionRoot).then(misfit)
 }
 
 /// A column that may be NULL at the source only: no record brings it, or one brings NULL. The fault's text ends with the

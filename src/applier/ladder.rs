@@ -7,10 +7,12 @@
 //! | row | each final row under a savepoint, to name the culprits; nothing of it stays | stop, or park them and write the rest |
 //!
 //! Only errors in the data lead down. A deadlock is tried again, a few times. A broken connection or a full disk ends the
-//! run, and the next one begins at the checkpoint. A table that does not fit its changes halts the unit ([`Halt`]): then
-//! the table pauses, and the unit comes again without it.
+//! run, and the next one begins at the checkpoint. A table that does not fit its changes halts the unit ([`Halt`]): what
+//! comes before the first transaction that does not fit is written, the table pauses there, and the rest comes again
+//! without it. How a group goes down is in [`super::descent`].
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::OnMisfit;
 use super::checkpoint::{Checkpoint, Step};
@@ -19,14 +21,14 @@ use super::feed::Batch;
 use super::halt::{Halt, Patience};
 use super::literal::key_json;
 use super::park::{Emptied, Parked, ParkedRow, When, settle};
-use super::reduce::{Counts, Plan, reduce};
+use super::reduce::{Counts, Plan};
 use super::select::closure;
 use super::table::Misfit;
 use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};
 use crate::config::{OnError, TruncatePolicy};
 use crate::failpoint;
-use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, Track, units};
+use crate::model::{Change, Code, Fault, Lsn, Offset, TableName, units};
 use crate::postgres::table_state;
 use crate::telemetry::notice;
 
@@ -34,7 +36,10 @@ type Result<T, E = Halt> = std::result::Result<T, E>;
 
 /// What is written and committed as one.
 pub(super) struct Unit<'a> {
+    /// Those that its plan refers to.
     pub changes: &'a [Change],
+    /// Which of them are its own.
+    pub own: Range<usize>,
     pub plan: &'a Plan,
     pub counts: Counts,
     pub next: Offset,
@@ -50,7 +55,7 @@ pub(super) struct Unit<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Aside {
     parked: Vec<ParkedRow>,
-    /// Of the replay track: how many slots of a table need what is parked; they are left as they are.
+    /// Of the replay track: how many slots of a table need what was parked before; they are left as they are.
     left_out: Vec<(TableName, u64)>,
     /// Tables that a TRUNCATE of the unit emptied.
     emptied: Emptied,
@@ -104,72 +109,12 @@ pub(super) struct Ladder {
     pub on_error: OnError,
     pub misfit: OnMisfit,
     pub parked: Parked,
+    /// Of the replay track: what was parked before it began. What follows it is parked already.
+    pub followed: Parked,
     pub streaming: Option<Streaming>,
 }
 
 impl Ladder {
-    /// Applies a group; gives one outcome for each commit.
-    pub async fn group(&mut self, batch: &Batch) -> Result<Vec<Done>> {
-        if batch.continues {
-            return Ok(vec![self.last_piece(batch).await?]);
-        }
-        let first_end = batch.ends.first().map(|end| end.end_lsn);
-        if let (Some(first), Some(last)) = (first_end, batch.ends.last())
-            && self.writer.parts(first, last.end_lsn)
-        {
-            return self.singles(batch).await;
-        }
-        let transactions = i32::try_from(batch.ends.len()).unwrap_or(i32::MAX);
-        let unit = Unit {
-            first_end,
-            changes: &batch.changes,
-            plan: &batch.plan,
-            counts: batch.counts.clone(),
-            next: batch.next,
-            end_lsn: batch.end_lsn,
-            commit_time_us: batch.ends.last().map(|end| end.commit_time_us),
-            transactions,
-            as_of: batch.as_of,
-        };
-        let error = match self.tried(&unit).await? {
-            Ok(done) => return Ok(vec![done]),
-            Err(culprit) => culprit,
-        };
-        if batch.ends.len() == 1 {
-            return Ok(vec![self.rows(&unit, error).await?]);
-        }
-        tracing::warn!(notice = notice::GROUP_FAILS, flow = %self.checkpoint.flow, error = %error.what, "a group fails, its transactions go one by one");
-        self.singles(batch).await
-    }
-
-    async fn singles(&mut self, batch: &Batch) -> Result<Vec<Done>> {
-        let mut done = Vec::with_capacity(batch.ends.len());
-        let mut from = 0;
-        for (at, end) in batch.ends.iter().enumerate() {
-            let plan = reduce(&batch.changes, from..end.changes)?;
-            // The last one takes along the progress after it.
-            let last = at + 1 == batch.ends.len();
-            let unit = Unit {
-                changes: &batch.changes,
-                plan: &plan,
-                counts: Counts::of(&batch.changes[from..end.changes]),
-                next: if last { batch.next } else { end.next },
-                end_lsn: if last { batch.end_lsn } else { end.end_lsn },
-                commit_time_us: Some(end.commit_time_us),
-                transactions: 1,
-                as_of: batch.as_of,
-                first_end: Some(end.end_lsn),
-            };
-            from = end.changes;
-            let outcome = self.tried(&unit).await?;
-            done.push(match outcome {
-                Ok(done) => done,
-                Err(error) => self.rows(&unit, error).await?,
-            });
-        }
-        Ok(done)
-    }
-
     /// A piece of a transaction that is larger than a group.
     pub async fn piece(&mut self, batch: &Batch) -> Result<()> {
         if self.streaming.is_none() {
@@ -198,6 +143,7 @@ impl Ladder {
         streaming.effects.next = batch.next;
         let unit = Unit {
             changes: &batch.changes,
+            own: 0..batch.changes.len(),
             plan: &batch.plan,
             counts: Counts::default(),
             next: batch.next,
@@ -227,7 +173,7 @@ impl Ladder {
         Ok(())
     }
 
-    async fn last_piece(&mut self, batch: &Batch) -> Result<Done> {
+    pub(super) async fn last_piece(&mut self, batch: &Batch) -> Result<Done> {
         let streaming = self.streaming.take();
         let mut streaming =
             streaming.ok_or_else(|| Fault::new(Code::BrokenChain, "the end of a transaction that was never begun"))?;
@@ -241,6 +187,7 @@ impl Ladder {
         }
         let unit = Unit {
             changes: &[],
+            own: 0..0,
             plan: &batch.plan,
             counts,
             next: batch.next,
@@ -301,7 +248,7 @@ impl Ladder {
     }
 
     /// A unit in a transaction of its own; an error in its data comes back as the culprit, with nothing changed.
-    async fn tried(&mut self, unit: &Unit<'_>) -> Result<Result<Done, Culprit>> {
+    pub(super) async fn tried(&mut self, unit: &Unit<'_>) -> Result<Result<Done, Culprit>> {
         let mut patience = Patience::default();
         loop {
             let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
@@ -318,7 +265,7 @@ impl Ladder {
     }
 
     /// The last rung for a transaction.
-    async fn rows(&mut self, unit: &Unit<'_>, error: Culprit) -> Result<Done> {
+    pub(super) async fn rows(&mut self, unit: &Unit<'_>, error: Culprit) -> Result<Done> {
         let mut patience = Patience::default();
         loop {
             let mut effects = self.effects(unit.next, unit.as_of, unit.first_end);
@@ -381,7 +328,7 @@ impl Ladder {
                     let found = self.writer.target.catalog.found(&culprit.table);
                     if found != known.as_ref() {
                         looked.insert(culprit.table.clone(), before);
-                    } else if let Some(misfit) = drift::behind(&culprit, unit.changes, found) {
+                    } else if let Some(misfit) = drift::behind(&culprit, &unit.changes[unit.own.clone()], found) {
                         return Err(Halt::Misfit(misfit, before));
                     } else {
                         return Ok(Err(culprit));
@@ -425,7 +372,9 @@ impl Ladder {
         self.writer.target.open_with(frame.open()).await?;
         let (skips, aside) = self.set_aside(unit, culprits)?;
         self.writer.write(unit.changes, unit.plan, &skips, effects).await?;
-        let when = When { next: unit.next, end_lsn: unit.end_lsn, commit_time_us: unit.commit_time_us };
+        // Without the progress that may follow the last transaction.
+        let end_lsn = unit.first_end.filter(|_| unit.transactions == 1).unwrap_or(unit.end_lsn);
+        let when = When { next: unit.next, end_lsn, commit_time_us: unit.commit_time_us };
         for (table, filtered) in &aside.emptied {
             let session = &self.writer.target.session;
             let settled = settle(session, &self.checkpoint.flow, unit.next, table, *filtered).await?;
@@ -470,14 +419,12 @@ impl Ladder {
                 let mut aside: HashSet<u32> = named.iter().map(|(_, _, slot, _)| *slot).collect();
                 aside.extend(self.parked.needed_by(view, &set_aside.emptied));
                 let aside = closure(slots, &aside);
-                let mut ordered: Vec<u32> = aside.iter().copied().collect();
-                ordered.sort_unstable();
-                if self.checkpoint.track == Track::Replay && !aside.is_empty() {
-                    // What is parked is not parked once more, and what follows it is parked already.
-                    let table = view.slots.relation.table.clone();
-                    set_aside.left_out.push((table, ordered.len() as u64));
-                    ordered.clear();
+                let left_out = closure(slots, &self.followed.needed_by(view, &set_aside.emptied));
+                if !left_out.is_empty() {
+                    set_aside.left_out.push((view.slots.relation.table.clone(), left_out.len() as u64));
                 }
+                let mut ordered: Vec<u32> = aside.difference(&left_out).copied().collect();
+                ordered.sort_unstable();
                 for slot in ordered {
                     let why = named.iter().find(|(_, _, culprit, _)| *culprit == slot);
                     let (state, what) = match why {
@@ -570,7 +517,7 @@ impl Ladder {
         writer.shadow.reach(&writer.target.session, &writer.flow, unit.end_lsn).await?;
         let mut counts = unit.counts.clone();
         counts.merge(&effects.notes);
-        let rows = unit.changes.len() as u64;
+        let rows = unit.own.len() as u64;
         let status = match (effects.parked, unit.transactions) {
             (0, 0) => "progress",
             (0, _) => "applied",

@@ -19,6 +19,7 @@ mod apply;
 mod chain;
 pub mod checkpoint;
 mod copy;
+mod descent;
 mod drift;
 mod feed;
 mod fetch;

@@ -13,7 +13,7 @@ use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
 /// Keys and unique values that parked operations hold.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Parked {
     keys: HashSet<(TableName, String)>,
     values: HashSet<(TableName, String)>,
@@ -204,21 +204,34 @@ impl ParkedRow {
         self.insert(session, flow, when, None).await
     }
 
-    /// The same with the row as its composite type prints it.
-    pub async fn store_whole(&self, session: &Session, flow: &str, when: When, whole_row: &str) -> Result<()> {
-        self.insert(session, flow, when, Some(whole_row)).await
+    /// The same with the row's image and its layout ([`crate::postgres::image`]).
+    pub async fn store_whole(
+        &self,
+        session: &Session,
+        flow: &str,
+        when: When,
+        image: &(String, Option<String>),
+    ) -> Result<()> {
+        self.insert(session, flow, when, Some(image)).await
     }
 
-    async fn insert(&self, session: &Session, flow: &str, when: When, whole_row: Option<&str>) -> Result<()> {
+    async fn insert(
+        &self,
+        session: &Session,
+        flow: &str,
+        when: When,
+        whole: Option<&(String, Option<String>)>,
+    ) -> Result<()> {
         const PARK: &str = "INSERT INTO sitepair.parked (flow, next_offset, end_lsn, commit_time, table_schema, table_name, \
              operation, key, old_key, image, held, sqlstate, error, whole_row, \
-             key_columns, row_filter) VALUES ($1, $2, $3::text::pg_lsn, \
-             $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14, $15, $16)";
+             key_columns, row_filter, layout) VALUES ($1, $2, $3::text::pg_lsn, \
+             $4::text::timestamptz, $5, $6, $7, $8::text::jsonb, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb, $12, $13, $14, $15, $16, $17::text::jsonb)";
         let next = i64::try_from(when.next.0).unwrap_or(i64::MAX);
         let held = format!("[{}]", self.held.join(","));
         let (end_lsn, commit_time) = (when.end_lsn.to_string(), when.commit_time_us.map(units::rfc3339));
         let state = Some(&self.sqlstate).filter(|state| !state.is_empty());
-        let params: [&(dyn ToSql + Sync); 16] = [
+        let (whole_row, layout) = (whole.map(|(image, _)| image), whole.and_then(|(_, layout)| layout.as_ref()));
+        let params: [&(dyn ToSql + Sync); 17] = [
             &flow,
             &next,
             &end_lsn,
@@ -235,6 +248,7 @@ impl ParkedRow {
             &whole_row,
             &self.key_columns,
             &self.row_filter,
+            &layout,
         ];
         session.execute(PARK, &params).await.map_err(|error| sqlstate::fault(&error))?;
         note(session, flow, when.next, &self.table, "parked", Some(&self.key), Some(&self.sqlstate), &self.error).await

@@ -25,7 +25,6 @@ use super::table::Catalog;
 use super::target::Target;
 use super::write::Writer;
 use super::{ApplierParts, OnMisfit, settle, tracks};
-use crate::config::OnError;
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
 use crate::ports::{Stop, TopicReader};
@@ -174,8 +173,8 @@ pub async fn replay<R: TopicReader>(
         parked_tables: parked.tables(),
         displaced: true,
     };
-    let (on_error, misfit) = (OnError::Stop, OnMisfit::Stop);
-    let mut ladder = Ladder { writer, checkpoint, on_error, misfit, parked, streaming: None };
+    let (on_error, misfit, followed) = (parts.on_error, OnMisfit::Stop, parked.clone());
+    let mut ladder = Ladder { writer, checkpoint, on_error, misfit, parked, followed, streaming: None };
     let passage = Passage::new(&mut topic, chain, order.range.to);
     let (rows, bytes) = (parts.bounds.rows, parts.bounds.bytes as u64);
     let written = async {

@@ -26,17 +26,18 @@ impl Ladder {
         }
         let sql = format!(
             "DELETE FROM sitepair.displaced d WHERE flow = $1 AND scope = $2 AND {own} \
-             RETURNING id, table_schema, table_name, key::text, whole_row"
+             RETURNING id, table_schema, table_name, key::text, whole_row, layout::text"
         );
         let left = self.writer.target.session.query(&sql, &[&flow, &scope]).await;
         let mut left = left.map_err(|error| sqlstate::fault(&error))?;
         left.sort_by_key(|row| row.get::<_, i64>(0));
         for row in left {
             let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
-            let (key, whole_row): (String, String) = (row.get(3), row.get(4));
+            let key: String = row.get(3);
+            let image: (String, Option<String>) = (row.get(4), row.get(5));
             let table = self.whole(&name).await?;
             self.savepoint().await?;
-            let put = self.writer.target.session.execute(&table.restore(), &[&whole_row]).await;
+            let put = self.writer.target.session.execute(&table.restore(), &[&image.0, &image.1]).await;
             let outcome = put.map(|_| ()).map_err(|error| Failure::of(&error, &name));
             let culprit = match self.judged(outcome).await {
                 Ok(culprit) => culprit,
@@ -57,7 +58,7 @@ impl Ladder {
             }
             let when = When { next: effects.next, end_lsn: self.checkpoint.end_lsn, commit_time_us: None };
             ParkedRow::restore(name.clone(), key, &culprit)
-                .store_whole(&self.writer.target.session, &flow, when, &whole_row)
+                .store_whole(&self.writer.target.session, &flow, when, &image)
                 .await?;
             effects.notes.add(&name, "parked", 1);
             effects.parked += 1;

@@ -5,6 +5,7 @@
 
 use super::table::{Form, OtherIndex, Table, TargetColumn};
 use crate::model::names::{quote_ident, quote_literal};
+use crate::postgres::image;
 
 /// What is moved out of a table: the rows as they were.
 pub(super) const MOVED: &str = "pg_temp.sitepair_moved";
@@ -216,22 +217,24 @@ impl Table {
             join(conflicts.map(|(n, (term, operator))| format!("{term} {operator} sitepair_w.sitepair_x{n}")), " AND ");
         let predicate = index.predicate.clone().unwrap_or_else(|| "true".to_owned());
         let (schema, name) = self.names();
+        let layout = self.shape.layout();
         let saved = format!(
-            ", sitepair_saved AS (INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row) \
-             SELECT $1, {schema}, {name}, key, whole_row FROM sitepair_gone ON CONFLICT DO NOTHING)"
+            ", sitepair_saved AS (INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row, layout) \
+             SELECT $1, {schema}, {name}, key, whole_row, {layout} FROM sitepair_gone ON CONFLICT DO NOTHING)"
         );
         format!(
             "WITH sitepair_gone AS (DELETE FROM {} AS sitepair_t USING \
              (SELECT {terms} FROM {} AS sitepair_f WHERE {predicate}) AS sitepair_w WHERE {conflicts} AND ({predicate}){} \
-             RETURNING {} AS key, sitepair_t::text AS whole_row), sitepair_noted AS (\
+             RETURNING {} AS key, {} AS whole_row), sitepair_noted AS (\
              INSERT INTO sitepair.journal_operation (flow, next_offset, table_schema, table_name, what, key, reason) \
              SELECT $1, $2, {schema}, {name}, 'displaced', key, 'another row needs its unique value' FROM sitepair_gone){} \
-             INSERT INTO sitepair.displaced (flow, next_offset, scope, track, table_schema, table_name, key, whole_row) \
-             SELECT $1, $2, $3, $4, {schema}, {name}, key, whole_row FROM sitepair_gone",
+             INSERT INTO sitepair.displaced (flow, next_offset, scope, track, table_schema, table_name, key, whole_row, layout) \
+             SELECT $1, $2, $3, $4, {schema}, {name}, key, whole_row, {layout} FROM sitepair_gone",
             self.sql,
             self.finals(),
             self.filter(),
             self.key_json("sitepair_t"),
+            self.shape.image("sitepair_t"),
             if save { saved.as_str() } else { "" },
         )
     }
@@ -242,10 +245,12 @@ impl Table {
         let rows = rows(self.key_columns(), false);
         let (schema, name) = self.names();
         format!(
-            "INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row) \
-             SELECT ${}, {schema}, {name}, {}, sitepair_t::text FROM {} AS sitepair_t, {} WHERE {}{} ON CONFLICT DO NOTHING",
+            "INSERT INTO sitepair.shadow (flow, table_schema, table_name, key, whole_row, layout) \
+             SELECT ${}, {schema}, {name}, {}, {}, {} FROM {} AS sitepair_t, {} WHERE {}{} ON CONFLICT DO NOTHING",
             self.key_columns().count() + 1,
             self.key_json("sitepair_t"),
+            self.shape.image("sitepair_t"),
+            self.shape.layout(),
             self.sql,
             rows.from,
             self.matches(&rows),
@@ -257,15 +262,16 @@ impl Table {
     /// numbers of those that are there.
     pub fn recall(&self) -> String {
         let (schema, name) = self.names();
+        let from = format!(
+            " FROM unnest($1::pg_catalog.text[], $2::int8[]) AS sitepair_u(sitepair_key, sitepair_nr) \
+             JOIN sitepair.shadow AS sitepair_h ON sitepair_h.flow = $3 AND sitepair_h.table_schema = {schema} \
+              AND sitepair_h.table_name = {name} AND sitepair_h.key = sitepair_u.sitepair_key::jsonb"
+        );
+        let images = image::read("sitepair_u.sitepair_nr, ", "sitepair_h.whole_row", "sitepair_h.layout", &from);
         format!(
-            "WITH sitepair_in AS (INSERT INTO {MOVED} SELECT sitepair_s.sitepair_nr, {} FROM \
-             (SELECT sitepair_u.sitepair_nr, sitepair_h.whole_row::{} AS sitepair_r \
-              FROM unnest($1::pg_catalog.text[], $2::int8[]) AS sitepair_u(sitepair_key, sitepair_nr) \
-              JOIN sitepair.shadow AS sitepair_h ON sitepair_h.flow = $3 AND sitepair_h.table_schema = {schema} \
-               AND sitepair_h.table_name = {name} AND sitepair_h.key = sitepair_u.sitepair_key::jsonb OFFSET 0) AS sitepair_s \
+            "WITH sitepair_in AS (INSERT INTO {MOVED} SELECT sitepair_s.sitepair_nr, {} FROM {images} \
              RETURNING sitepair_nr) SELECT sitepair_nr FROM sitepair_in ORDER BY 1",
-            self.stored("(sitepair_s.sitepair_r)."),
-            self.sql
+            self.shape.values(&self.sql)
         )
     }
 
@@ -286,15 +292,15 @@ impl Table {
         format!("to_jsonb(ARRAY[{}])", join(parts, ", "))
     }
 
-    /// Puts one displaced row back; parameter: the row as its composite type prints it.
+    /// Puts one displaced row back; parameters: its image and the layout.
     pub fn restore(&self) -> String {
         format!(
-            "INSERT INTO {} ({}){} SELECT {} FROM (SELECT $1::pg_catalog.text::{} AS sitepair_r OFFSET 0) AS sitepair_s",
+            "INSERT INTO {} ({}){} SELECT {} FROM {}",
             self.sql,
-            self.stored(""),
+            self.shape.stored(),
             self.overriding(),
-            self.stored("(sitepair_r)."),
-            self.sql
+            self.shape.values(&self.sql),
+            image::read("", "$1::pg_catalog.text", "$2::pg_catalog.text::jsonb", "")
         )
     }
 

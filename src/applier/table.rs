@@ -9,6 +9,7 @@ use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation};
 use crate::model::names::quote_ident;
 use crate::model::{Code, Column, Fault, Relation, Result, TableName};
 use crate::postgres::catalog::INDEX_TERMS;
+use crate::postgres::image::{self, Shape};
 use crate::postgres::sqlstate;
 
 /// A replicated column at the target.
@@ -70,6 +71,8 @@ pub(super) struct Table {
     pub computed: Vec<(String, String)>,
     /// Tables that reference it.
     pub referenced_by: Vec<TableName>,
+    /// What images of its rows are made of.
+    pub shape: Shape,
 }
 
 /// A table at the target that does not fit its changes.
@@ -96,6 +99,7 @@ pub(super) struct Catalog {
     equalities: HashMap<u32, String>,
     indexes: HashMap<u32, Vec<(String, OtherIndex)>>,
     computed: HashMap<u32, Vec<(String, String)>>,
+    shapes: HashMap<u32, Shape>,
     matched: HashMap<Arc<Relation>, Arc<Table>>,
 }
 
@@ -152,6 +156,7 @@ impl Catalog {
         for row in client.query(COMPUTED, &[]).await.map_err(fault)? {
             catalog.computed.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
         }
+        catalog.shapes = image::shapes(client).await?.into_iter().collect();
         catalog.tables = tables.into_iter().map(|table| (table.table.clone(), table)).collect();
         Ok(catalog)
     }
@@ -252,6 +257,7 @@ impl Catalog {
             others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
             computed: self.computed.get(&found.oid).cloned().unwrap_or_default(),
             referenced_by: found.referenced_by.clone(),
+            shape: self.shapes.get(&found.oid).cloned().unwrap_or_default(),
             columns,
         })
     }

@@ -67,12 +67,16 @@ pub(super) struct Culprit {
     pub collision: bool,
     /// It was COPY that met it.
     pub copied: bool,
+    /// No partition takes the row.
+    pub unrouted: bool,
 }
 
 impl Culprit {
     /// The value itself was refused, or was missing: the table may have another shape than the record.
     pub fn may_be_drift(&self) -> bool {
-        self.sqlstate.starts_with("22") || ["42804", "42846", "23502"].contains(&self.sqlstate.as_str())
+        self.unrouted
+            || self.sqlstate.starts_with("22")
+            || ["42804", "42846", "23502"].contains(&self.sqlstate.as_str())
     }
 }
 
@@ -91,7 +95,10 @@ impl Failure {
             let collision = *state == SqlState::UNIQUE_VIOLATION || *state == SqlState::EXCLUSION_VIOLATION;
             let table = table.clone();
             let sqlstate = state.code().to_owned();
-            return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: false });
+            // A CHECK of the table or of a domain has a name.
+            let named = error.as_db_error().is_some_and(|words| words.constraint().is_some());
+            let unrouted = *state == SqlState::CHECK_VIOLATION && !named;
+            return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: false, unrouted });
         }
         // "cached plan must not change result type"; no operator for the types that two columns have by now
         let stale = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_FUNCTION, SqlState::AMBIGUOUS_FUNCTION];

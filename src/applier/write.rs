@@ -317,7 +317,14 @@ impl Writer {
             Missing::Recall | Missing::Unresolved => {
                 let what = "an update without all values found no row, and the source is out of reach".to_owned();
                 let (table, sqlstate) = (name.clone(), String::new());
-                return Err(Failure::Data(Culprit { table, sqlstate, what, collision: false, copied: false }));
+                return Err(Failure::Data(Culprit {
+                    table,
+                    sqlstate,
+                    what,
+                    collision: false,
+                    copied: false,
+                    unrouted: false,
+                }));
             }
         }
         let keys: Vec<Vec<&Datum>> = slots.iter().map(|slot| view.key(*slot)).collect();

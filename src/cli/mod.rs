@@ -22,9 +22,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing::Instrument;
 
 use crate::config::{self, Pipeline};
 use crate::model::{Class, Code, Fault, FlowName, Result};
+use crate::telemetry::line::FlatJson;
 use args::{Cli, Common, LogFormat, Verb};
 use output::Output;
 
@@ -72,21 +74,26 @@ async fn dispatch(cli: &Cli) -> Result<u8> {
         Ok(pipeline) => pipeline,
         Err(code) => return Ok(code),
     };
+    let span = tracing::error_span!("sitepair", pipeline = pipeline.name);
+    perform(cli, &pipeline, output).instrument(span).await
+}
+
+async fn perform(cli: &Cli, pipeline: &Pipeline, output: Output) -> Result<u8> {
     match &cli.verb {
         Verb::Demo(_) => Ok(0),
-        Verb::Plan(args) => plan::run(&chosen(&pipeline, &cli.common)?, args, output).await,
-        Verb::Deploy(args) => deploy::deploy(&chosen(&pipeline, &cli.common)?, args, output).await,
-        Verb::Undeploy(args) => deploy::undeploy(&chosen(&pipeline, &cli.common)?, args, output).await,
-        Verb::Run(args) => run::run(&pipeline, &cli.common, args).await,
-        Verb::Status(args) => status::run(&pipeline, &cli.common, args, output).await,
-        Verb::Pending(args) => pending::run(&pipeline, &cli.common, args, output).await,
-        Verb::Offset(verb) => offset::run(&pipeline, &cli.common, verb, output).await,
-        Verb::Journal(args) => journal::run(&pipeline, &cli.common, args, output).await,
-        Verb::Resync(args) => resync::run(&pipeline, &cli.common, args, output).await,
-        Verb::Parked(verb) => parked::run(&pipeline, &cli.common, verb, output).await,
-        Verb::Topic(verb) => topic::run(&pipeline, &cli.common, verb, output).await,
-        Verb::Export(args) => export::run(&pipeline, &cli.common, args, output).await,
-        Verb::Import(args) => import::run(&pipeline, &cli.common, args, output).await,
+        Verb::Plan(args) => plan::run(&chosen(pipeline, &cli.common)?, args, output).await,
+        Verb::Deploy(args) => deploy::deploy(&chosen(pipeline, &cli.common)?, args, output).await,
+        Verb::Undeploy(args) => deploy::undeploy(&chosen(pipeline, &cli.common)?, args, output).await,
+        Verb::Run(args) => run::run(pipeline, &cli.common, args).await,
+        Verb::Status(args) => status::run(pipeline, &cli.common, args, output).await,
+        Verb::Pending(args) => pending::run(pipeline, &cli.common, args, output).await,
+        Verb::Offset(verb) => offset::run(pipeline, &cli.common, verb, output).await,
+        Verb::Journal(args) => journal::run(pipeline, &cli.common, args, output).await,
+        Verb::Resync(args) => resync::run(pipeline, &cli.common, args, output).await,
+        Verb::Parked(verb) => parked::run(pipeline, &cli.common, verb, output).await,
+        Verb::Topic(verb) => topic::run(pipeline, &cli.common, verb, output).await,
+        Verb::Export(args) => export::run(pipeline, &cli.common, args, output).await,
+        Verb::Import(args) => import::run(pipeline, &cli.common, args, output).await,
     }
 }
 
@@ -171,7 +178,7 @@ fn start_log(cli: &Cli) -> Result<()> {
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = match common.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().event_format(FlatJson).try_init(),
     };
     started.map_err(|error| Fault::new(Code::Usage, format!("log: {error}")))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::args::{Common, RunArgs};
 use super::{flows, progress};
@@ -40,13 +41,13 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &RunArgs) -> Result
         clock: Arc::new(pipeline::SystemClock),
         copy,
     };
-    let shown = tokio::spawn(progress::show(copied));
+    let shown = tokio::spawn(progress::show(copied).in_current_span());
     let (stopper, stop) = watch::channel(false);
     let servers = servers(pipeline, &options).await?;
     let listen = |kind, name: &str| signal(kind).map_err(|error| Fault::new(Code::Io, format!("{name}: {error}")));
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
-    tokio::spawn(async move {
+    let signals = async move {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: finishing the running group"),
             _ = interrupt.recv() => tracing::info!("Ctrl-C: finishing the running group"),
@@ -55,14 +56,16 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &RunArgs) -> Result
         // A second signal ends at once; every step is safe against that.
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         std::process::exit(130);
-    });
+    };
+    tokio::spawn(signals.in_current_span());
     let running = pipeline::run(pipeline, &options, stop.clone());
     let Some((servers, meter)) = servers else {
         let ended = running.await;
         shown.abort();
         return ended.map(|()| 0);
     };
-    let served: Vec<_> = servers.into_iter().map(|server| tokio::spawn(server.serve(stop.clone()))).collect();
+    let served: Vec<_> =
+        servers.into_iter().map(|server| tokio::spawn(server.serve(stop.clone()).in_current_span())).collect();
     let result = tokio::select! {
         result = running => result,
         never = meter.keep(pipeline, &options.flows) => match never {},

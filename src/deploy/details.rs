@@ -28,6 +28,17 @@ pub(super) struct IndexDetail {
     pub(super) constraint: Option<(String, String)>,
 }
 
+/// A partition as its site defines it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PartitionDetail {
+    pub(super) table: TableName,
+    pub(super) parent: TableName,
+    /// `FOR VALUES …` or `DEFAULT`.
+    pub(super) bound: String,
+    /// By what it is partitioned itself.
+    pub(super) key: Option<String>,
+}
+
 /// What one site says about a set of tables, by OID.
 #[derive(Debug, Default)]
 pub(super) struct Details {
@@ -39,6 +50,8 @@ pub(super) struct Details {
     pub(super) rules: BTreeMap<u32, Vec<String>>,
     /// Tables that these reference by foreign keys.
     pub(super) references: BTreeMap<u32, Vec<TableName>>,
+    /// Partitions, at every depth.
+    partitions: BTreeMap<u32, Vec<PartitionDetail>>,
     /// Sequences that feed columns.
     pub(super) sequences: BTreeMap<u32, Vec<String>>,
 }
@@ -58,6 +71,7 @@ impl Details {
                            AND d.refclassid = 'pg_class'::regclass AND s.relkind = 'S' AND d.deptype IN ('a', 'i') ORDER BY 2";
         details.sequences = named(node, sequences, oids).await?;
         details.read_references(node, oids).await?;
+        details.read_partitions(node, oids).await?;
         Ok(details)
     }
 
@@ -69,6 +83,27 @@ impl Details {
     /// The unique and exclusion indexes of a table.
     pub(super) fn indexes(&self, oid: u32) -> &[IndexDetail] {
         self.indexes.get(&oid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The partitions of a table, parents first.
+    pub(super) fn partitions(&self, oid: u32) -> &[PartitionDetail] {
+        self.partitions.get(&oid).map_or(&[], Vec::as_slice)
+    }
+
+    async fn read_partitions(&mut self, node: &Node<'_>, oids: &[u32]) -> Result<()> {
+        let sql = "SELECT root.oid, n.nspname::text, c.relname::text, pn.nspname::text, parent.relname::text, \
+                          pg_get_expr(c.relpartbound, c.oid), pg_get_partkeydef(c.oid) \
+                   FROM pg_class root CROSS JOIN LATERAL pg_partition_tree(root.oid) t \
+                   JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   JOIN pg_class parent ON parent.oid = t.parentrelid JOIN pg_namespace pn ON pn.oid = parent.relnamespace \
+                   WHERE root.oid = ANY ($1) AND root.relkind = 'p' AND t.level > 0 ORDER BY root.oid, t.level, 2, 3";
+        for row in query(node, sql, oids).await? {
+            let table = TableName { schema: row.get(1), name: row.get(2) };
+            let parent = TableName { schema: row.get(3), name: row.get(4) };
+            let detail = PartitionDetail { table, parent, bound: row.get(5), key: row.get(6) };
+            self.partitions.entry(row.get(0)).or_default().push(detail);
+        }
+        Ok(())
     }
 
     async fn read_columns(&mut self, node: &Node<'_>, oids: &[u32]) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::model::catalog::{CatalogColumn, CatalogIndex, CatalogTable, Generatio
 use crate::model::names::{quote_ident, quote_literal};
 use crate::rules::Selected;
 
-use super::details::{Details, IndexDetail};
+use super::details::{Details, IndexDetail, PartitionDetail};
 use super::finding::Findings;
 
 /// A selected table with what both sites say about it.
@@ -96,6 +96,7 @@ pub(super) fn check_pair(pair: &Pair<'_>, login: &str, selected: &BTreeSet<&Tabl
     check_key(pair, found);
     check_indexes(pair, found);
     check_effects(pair, selected, found);
+    check_partitions(pair, found);
 }
 
 fn check_columns(pair: &Pair<'_>, found: &mut Findings<'_>) {
@@ -111,6 +112,13 @@ fn check_columns(pair: &Pair<'_>, found: &mut Findings<'_>) {
         let Some(target) = pair.target.column(name) else {
             let not_null = if source.not_null { " NOT NULL" } else { "" };
             let sql = format!("ALTER TABLE {table} ADD COLUMN {column} {}{not_null};", source_detail.type_sql);
+            let sql = match renamed(pair, source) {
+                Some(old) => format!(
+                    "ALTER TABLE {table} RENAME COLUMN {} TO {column}; -- if it was renamed at the source, else {sql}",
+                    quote_ident(&old.name)
+                ),
+                None => sql,
+            };
             found.blocking(subject, "does not exist", sql);
             continue;
         };
@@ -118,13 +126,16 @@ fn check_columns(pair: &Pair<'_>, found: &mut Findings<'_>) {
             && detail.type_sql != source_detail.type_sql
         {
             let what = format!(
-                "is {} here and {} at the source: a value that does not fit stops the flow",
+                "is {} here and {} at the source: a value that does not fit makes the table wait",
                 detail.type_sql, source_detail.type_sql
             );
             found.warning(
                 &subject,
                 what,
-                format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {};", source_detail.type_sql),
+                format!(
+                    "ALTER TABLE {table} ALTER COLUMN {column} TYPE {0} USING {column}::{0};",
+                    source_detail.type_sql
+                ),
             );
         }
         check_labels(&subject, source, target, found);
@@ -142,8 +153,45 @@ fn check_columns(pair: &Pair<'_>, found: &mut Findings<'_>) {
         }
         if target.not_null && !source.not_null {
             let remedy = format!("ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL;");
-            found.warning(&subject, "is NOT NULL here and may be NULL at the source: a NULL stops the flow", remedy);
+            found.warning(
+                &subject,
+                "is NOT NULL here and may be NULL at the source: a NULL makes the table wait",
+                remedy,
+            );
         }
+    }
+}
+
+/// The only column of the target that does not cross, where `missing` is the only one that it lacks and both are of one type:
+/// that may be its old name, and then its values must stay.
+fn renamed<'a>(pair: &Pair<'a>, missing: &CatalogColumn) -> Option<&'a CatalogColumn> {
+    let names = &pair.selected.columns;
+    let mut lacking = names.iter().filter(|name| pair.target.column(name).is_none());
+    let mut surplus = pair.target.columns.iter().filter(|column| !names.contains(&column.name));
+    let (_, None, Some(old), None) = (lacking.next(), lacking.next(), surplus.next(), surplus.next()) else {
+        return None;
+    };
+    let fits = old.type_sql == missing.type_sql && pair.selected.table.column(&old.name).is_none();
+    fits.then_some(old)
+}
+
+/// Partitions that only the source has: changes name the root, so a row for one finds no place.
+fn check_partitions(pair: &Pair<'_>, found: &mut Findings<'_>) {
+    if pair.target.kind != TableKind::PartitionRoot {
+        return;
+    }
+    let here = pair.target_details.partitions(pair.target.oid);
+    for each in pair.source_details.partitions(pair.selected.table.oid) {
+        let beside = |other: &&PartitionDetail| other.parent == each.parent;
+        let takes = |other: &PartitionDetail| other.bound == each.bound || other.bound == "DEFAULT";
+        let (table, parent) = (each.table.sql(), each.parent.sql());
+        if here.iter().filter(beside).any(takes) {
+            continue;
+        }
+        let below = each.key.as_ref().map(|key| format!(" PARTITION BY {key}")).unwrap_or_default();
+        let what = format!("lacks the source's partition {}: a row for it makes the table wait", each.table);
+        let remedy = format!("CREATE TABLE {table} PARTITION OF {parent} {}{below};", each.bound);
+        found.warning(pair.target.table.to_string(), what, remedy);
     }
 }
 
@@ -159,7 +207,7 @@ fn check_labels(subject: &str, source: &CatalogColumn, target: &CatalogColumn, f
             names.iter().map(|name| format!("ALTER TYPE {} ADD VALUE {name};", target.type_sql)).collect();
         found.warning(
             subject,
-            format!("its enum lacks {}: such a value stops the flow", names.join(", ")),
+            format!("its enum lacks {}: such a value makes the table wait", names.join(", ")),
             alter.join(" "),
         );
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::applying::{self, application_name};
 use super::board::{FlowBoard, Voice};
@@ -368,18 +369,19 @@ impl Conductor {
         if wanted.main {
             let (pipeline, flow, told) = (Arc::clone(pipeline), flow.clone(), (self.state(Track::Main), main));
             works.spawn(
-                async move { (Work::Main, applying::apply(&pipeline, &flow, Track::Main, None, goal, told).await) },
+                async move { (Work::Main, applying::apply(&pipeline, &flow, Track::Main, None, goal, told).await) }
+                    .in_current_span(),
             );
         }
         if wanted.copier {
             sides += 1;
             let work = copy(Arc::clone(pipeline), flow.clone(), self.copy.clone(), side.clone());
-            works.spawn(async move { (Work::Copier, work.await) });
+            works.spawn(async move { (Work::Copier, work.await) }.in_current_span());
         }
         if wanted.joining {
             sides += 1;
             let work = catch_up(Arc::clone(pipeline), flow.clone(), side.clone());
-            works.spawn(async move { (Work::Joining, work.await) });
+            works.spawn(async move { (Work::Joining, work.await) }.in_current_span());
         }
         let mut stop = self.stop.clone();
         let (mut turn, mut lap) = (false, Lap::Turn);

@@ -83,7 +83,7 @@ pub async fn entries(target: &Session, flow: &FlowName, wanted: &Wanted) -> Resu
 /// `Usage` when there is no such entry; what the server says.
 pub async fn show(target: &Session, flow: &FlowName, id: &str) -> Result<Value> {
     const PARKED: &str = "SELECT jsonb_build_object('parked_id', id, 'operation', operation, 'old_key', old_key, 'image', image, \
-         'whole_row', whole_row, 'error', error) FROM sitepair.parked p WHERE p.flow = o.flow AND p.table_schema = o.table_schema \
+         'whole_row', whole_row, 'layout', layout, 'error', error) FROM sitepair.parked p WHERE p.flow = o.flow AND p.table_schema = o.table_schema \
          AND p.table_name = o.table_name AND p.key = o.key AND p.next_offset = o.next_offset ORDER BY id LIMIT 1";
     const OPERATION: &str = "jsonb_build_object('id', 'o' || o.id, 'kind', 'operation', 'time', o.noted_at, 'flow', o.flow, 'what', o.what, \
          'table', o.table_schema || '.' || o.table_name, 'key', o.key, 'sqlstate', o.sqlstate, 'reason', o.reason, \

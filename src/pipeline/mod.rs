@@ -42,6 +42,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::config::{Pipeline, Schedule, Site, TopicKind};
 use crate::model::{Code, Fault, FlowName, Result};
@@ -112,7 +113,7 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
             let reads_elsewhere = options.site.as_ref().is_some_and(|site| *site == flow.from) && !options.once;
             if reads_elsewhere && guarded.insert(flow.object()) {
                 let (pipeline, flow) = (pipeline.clone(), flow.clone());
-                guards.spawn(async move { slot_guard::keep(&pipeline, &flow).await });
+                guards.spawn(async move { slot_guard::keep(&pipeline, &flow).await }.in_current_span());
             }
             continue;
         };
@@ -129,7 +130,9 @@ pub async fn run(pipeline: &Pipeline, options: &RunOptions, stop: Stop) -> Resul
     let mut running = JoinSet::new();
     for log in logs {
         let (pipeline, options, worst, stop) = (pipeline.clone(), options.clone(), worst.clone(), stop.clone());
-        running.spawn(async move { Box::pin(run_log(&pipeline, &log, &options, &worst, stop)).await });
+        let span = tracing::error_span!("flow", flow = %log.name, slot = log.name.object());
+        let work = async move { Box::pin(run_log(&pipeline, &log, &options, &worst, stop)).await };
+        running.spawn(work.instrument(span));
     }
     while let Some(ended) = running.join_next().await {
         if let Err(error) = ended {
@@ -220,6 +223,7 @@ async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &W
         }
         worst.note(board, name, read);
     });
+    let reader = reader.instrument(tracing::error_span!("reader", site = name.from));
     let appliers = Box::pin(async {
         if *parts == Parts::Reader {
             return;
@@ -235,6 +239,7 @@ async fn run_log(pipeline: &Pipeline, log: &Log, options: &RunOptions, worst: &W
                 let conducted = schedule::keep(when, options.clock.as_ref(), rests, halted.clone(), conduct).await;
                 worst.note(board, flow, conducted);
             })
+            .instrument(tracing::error_span!("applier", %flow, site = flow.to))
         }))
         .await;
         halt.send_replace(true);

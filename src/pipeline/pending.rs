@@ -1,5 +1,6 @@
 //! Is there anything to replicate? An exact count, or the fault that kept it from being known.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,9 +136,10 @@ async fn unapplied(pipeline: &Pipeline, flow: &FlowName, source: &Session, upto:
     let from = checkpoint.map_or(Offset(0), |checkpoint| checkpoint.next);
     let (held, to) = held(&mut topic, from, upto).await?;
     let waiting = waiting::tables(&session, flow).await.map_err(at)?;
-    let behind = waiting::behind(&mut topic, &waiting, from.min(to)).await?;
+    let (aside, ends) = parked(&session, flow).await.map_err(at)?;
+    let behind = waiting::behind(&mut topic, &waiting, from.min(to), &ends).await?;
     let tables = waiting::uncopied(pipeline, flow, source, &session).await?;
-    Ok(held.plus(behind).plus(parked(&session, flow).await.map_err(at)?).plus(Pending { tables, ..Pending::default() }))
+    Ok(held.plus(behind).plus(aside).plus(Pending { tables, ..Pending::default() }))
 }
 
 /// What is left by the last report of a target that is out of reach. The report does not tell of tables that are yet to be
@@ -176,10 +178,14 @@ async fn held(topic: &mut topic::Reader, from: Offset, upto: Lsn) -> Result<(Pen
     Ok((held, to))
 }
 
-async fn parked(target: &Session, flow: &FlowName) -> Result<Pending> {
+/// What is parked, and where its transactions end.
+async fn parked(target: &Session, flow: &FlowName) -> Result<(Pending, BTreeSet<Lsn>)> {
     let sql = "select count(distinct end_lsn), count(*), coalesce(sum(octet_length(image::text)), 0)::bigint, \
-               (extract(epoch from min(commit_time) - timestamptz '2000-01-01 00:00:00Z') * 1000000)::bigint from sitepair.parked where flow = $1";
+               (extract(epoch from min(commit_time) - timestamptz '2000-01-01 00:00:00Z') * 1000000)::bigint, coalesce(array_agg(distinct end_lsn::text), '{}') from sitepair.parked where flow = $1";
     let row = target.query_one(sql, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
-    Ok(Pending { transactions: number(0), rows: number(1), bytes: number(2), oldest_us: row.get(3), tables: 0 })
+    let ends: Vec<String> = row.get(4);
+    let aside =
+        Pending { transactions: number(0), rows: number(1), bytes: number(2), oldest_us: row.get(3), tables: 0 };
+    Ok((aside, ends.iter().filter_map(|end| end.parse().ok()).collect()))
 }

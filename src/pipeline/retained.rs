@@ -1,7 +1,8 @@
 //! Keeps retention and a checkpoint that goes back from crossing: what one has seen, the other must not change.
 //!
 //! Retention looks at the checkpoint and drops what lies before it, as one step; a reset looks at what is held and moves
-//! the checkpoint, as one step. Both take the same advisory lock at the target.
+//! the checkpoint, as one step. Both take the same advisory lock at the target. Where a peer serves the topic, it is the report
+//! to the peer that takes the lock.
 
 use crate::model::{FlowName, Result};
 use crate::postgres::session::Session;
@@ -21,6 +22,24 @@ pub async fn hold(target: &Session, flow: &FlowName) -> Result<()> {
 /// What the server says.
 pub async fn keep(target: &Session, flow: &FlowName) -> Result<()> {
     lock(target, flow, "pg_advisory_lock").await
+}
+
+/// [`keep`], if nobody else does now; [`release`] ends it.
+///
+/// # Errors
+/// What the server says.
+pub async fn try_keep(target: &Session, flow: &FlowName) -> Result<bool> {
+    const TRY: &str = "SELECT pg_try_advisory_lock(hashtextextended('sitepair retention ' || $1, 0))";
+    let kept = target.query_one(TRY, &[&flow.to_string()]).await;
+    kept.map(|row| row.get(0)).map_err(|error| sqlstate::fault(&error))
+}
+
+/// Ends [`try_keep`].
+///
+/// # Errors
+/// What the server says.
+pub async fn release(target: &Session, flow: &FlowName) -> Result<()> {
+    lock(target, flow, "pg_advisory_unlock").await
 }
 
 async fn lock(target: &Session, flow: &FlowName, function: &str) -> Result<()> {

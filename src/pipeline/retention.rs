@@ -1,13 +1,14 @@
 //! Tells the topic what the applier has passed, so that retention can drop it.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::{journal, retained, site};
 use crate::config::{Pipeline, TopicKind};
-use crate::model::{FlowName, Offset, Result, units};
+use crate::model::{Code, Fault, FlowName, Offset, Result, units};
 use crate::postgres::session::{self, Session};
 use crate::postgres::{flow as installed, sqlstate, wal};
 use crate::telemetry::notice;
@@ -61,9 +62,12 @@ async fn prune(pipeline: &Pipeline, flow: &FlowName) -> Result<()> {
 
 async fn once(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: &Retention) -> Result<()> {
     match pipeline.topic.kind {
-        // The target may be out of this node's reach: what counts is what its own node has reported. A checkpoint that goes
-        // back meanwhile may find that its records are gone, which stops the flow (TopicGap).
-        TopicKind::Peer => drop_before(flow, reported(pipeline, flow, flow_id).await?, retention).await,
+        // The target may be out of this node's reach: what counts is what its own node has reported. No report is noted
+        // until the records are gone, so a checkpoint that goes back has told this node before, or finds them gone.
+        TopicKind::Peer => {
+            let (keep_from, _held) = reported(pipeline, flow, flow_id).await?;
+            drop_before(flow, keep_from, retention).await
+        }
         TopicKind::Embedded | TopicKind::Kafka(_) => {
             let target =
                 session::connect(&site(pipeline, &flow.to)?.postgres, &format!("sitepair retention {flow}")).await?;
@@ -76,7 +80,8 @@ async fn once(pipeline: &Pipeline, flow: &FlowName, flow_id: Uuid, retention: &R
 
 /// The least offset that any target of the log may still need, by its own node's report; 0 while one has not reported. Who
 /// shares the log is asked of the source each time, so that a target counts from its `deploy` on, and until its `undeploy`.
-async fn reported(pipeline: &Pipeline, log: &FlowName, flow_id: Uuid) -> Result<Offset> {
+/// What keeps it true comes with it.
+async fn reported(pipeline: &Pipeline, log: &FlowName, flow_id: Uuid) -> Result<(Offset, Vec<File>)> {
     let targets = if log.shared {
         let source =
             session::connect(&site(pipeline, &log.from)?.postgres, &format!("sitepair retention {log}")).await?;
@@ -84,13 +89,16 @@ async fn reported(pipeline: &Pipeline, log: &FlowName, flow_id: Uuid) -> Result<
     } else {
         vec![log.clone()]
     };
-    let mut least: Option<Offset> = None;
+    let (mut least, mut held) = (None::<Offset>, Vec::new());
     for target in &targets {
+        let (dir, flow) = (pipeline.topic.path.clone(), target.clone());
+        let hold = tokio::task::spawn_blocking(move || passed::hold(&dir, &flow)).await;
+        held.push(hold.map_err(|error| Fault::new(Code::Io, format!("a report: {error}")))??);
         let noted = passed::read(&pipeline.topic.path, target, flow_id)?;
         let next = noted.map_or(Offset(0), |noted| noted.passed.next_offset);
         least = Some(least.map_or(next, |least| least.min(next)));
     }
-    Ok(least.unwrap_or(Offset(0)))
+    Ok((least.unwrap_or(Offset(0)), held))
 }
 
 async fn drop_before(flow: &FlowName, keep_from: Offset, retention: &Retention) -> Result<()> {
@@ -118,7 +126,7 @@ pub(super) async fn flushed_offset(target: &Session, flow: &FlowName) -> Result<
 }
 
 /// The lowest place that anything at the target may still read the topic from: a track, or a table that waits.
-async fn needed_from(target: &Session, flow: &FlowName) -> Result<Offset> {
+pub(super) async fn needed_from(target: &Session, flow: &FlowName) -> Result<Offset> {
     let sql = "select count(*) filter (where track = 'main'), min(next_offset) from ( \
                  select track, next_offset from sitepair.checkpoint where flow = $1 \
                  union all select 'table', next_offset from sitepair.table_state where flow = $1) places";

@@ -1,12 +1,12 @@
 //! What waits beside the main track, for `pending`: tables that are not joined, and their changes behind the checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::amount::Pending;
 use super::{inspect, membership};
 use crate::config::Pipeline;
 use crate::model::names::quote_literal;
-use crate::model::{Change, Code, FlowName, Offset, Result, Stamp, TableName};
+use crate::model::{Change, Code, FlowName, Lsn, Offset, Result, Stamp, TableName};
 use crate::ports::TopicReader;
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
@@ -23,7 +23,8 @@ pub(super) async fn tables(target: &Session, flow: &FlowName) -> Result<BTreeMap
     Ok(states.filter_map(|state| Some((state.table, (state.state, state.next?)))).collect())
 }
 
-/// Changes of the waiting tables in the topic before `to`, the flow's own checkpoint.
+/// Changes of the waiting tables in the topic before `to`, the flow's own checkpoint. A transaction of which another part is
+/// parked, by its end, is counted there.
 ///
 /// # Errors
 /// Those of the topic.
@@ -31,6 +32,7 @@ pub(super) async fn behind<T: TopicReader>(
     topic: &mut T,
     waiting: &BTreeMap<TableName, (State, Offset)>,
     to: Offset,
+    parked: &BTreeSet<Lsn>,
 ) -> Result<Pending> {
     let Some(from) = waiting.values().map(|(_, next)| *next).min().filter(|from| *from < to) else {
         return Ok(Pending::default());
@@ -57,7 +59,13 @@ pub(super) async fn behind<T: TopicReader>(
                 let Stamp::Last { mark, .. } = &stored.record.stamp else { return Ok(true) };
                 if rows > 0 {
                     let oldest_us = Some(mark.commit_time_us);
-                    pending = pending.plus(Pending { transactions: 1, rows, bytes, oldest_us, tables: 0 });
+                    pending = pending.plus(Pending {
+                        transactions: u64::from(!parked.contains(&mark.end_lsn)),
+                        rows,
+                        bytes,
+                        oldest_us,
+                        tables: 0,
+                    });
                 }
                 (rows, bytes) = (0, 0);
             }

@@ -24,6 +24,7 @@ mod tls;
 pub mod catalog;
 pub mod fetch;
 pub mod flow;
+pub mod image;
 pub mod origin;
 pub mod publication;
 pub mod replication;

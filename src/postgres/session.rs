@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tracing::Instrument;
 
 use super::dial::Purpose;
 use super::login;
@@ -51,7 +52,7 @@ pub async fn connect(info: &ConnInfo, application: &str) -> Result<Session> {
     config.user(&info.user).ssl_mode(SslMode::Disable);
     let (client, mut connection) = config.connect_raw(stream, NoTls).await.map_err(|error| sqlstate::fault(&error))?;
     let place = info.to_string();
-    tokio::spawn(async move {
+    let listening = async move {
         while let Some(event) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
             match event {
                 Ok(AsyncMessage::Notice(notice)) => {
@@ -65,7 +66,8 @@ pub async fn connect(info: &ConnInfo, application: &str) -> Result<Session> {
                 }
             }
         }
-    });
+    };
+    tokio::spawn(listening.in_current_span());
     let session = Session { client, version: login.version, backend_pid: login.backend_pid, tls: login.tls };
     // Not a startup parameter: servers before 17 would refuse the unknown name.
     if session.version >= 170_000 {

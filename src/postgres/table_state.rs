@@ -397,7 +397,7 @@ async fn each(client: &Client, flow: &FlowName, tables: &[TableName], sql: &str)
 }
 
 /// The definition of a table as one text that differs when its columns, their types, defaults or NOT NULL, its enums' labels
-/// or its unique keys do; the empty text's for a table that is missing. `schema` and `name` are SQL expressions.
+/// its unique keys or its partitions do; the empty text's for a table that is missing. `schema` and `name` are SQL expressions.
 fn fingerprint(schema: &str, name: &str) -> String {
     format!(
         "(SELECT md5(coalesce(string_agg(line, E'\\n' ORDER BY line COLLATE \"C\"), '')) FROM ( \
@@ -410,7 +410,12 @@ fn fingerprint(schema: &str, name: &str) -> String {
            UNION ALL \
            SELECT concat_ws(' ', pg_get_indexdef(i.indexrelid), i.indimmediate, i.indisvalid) \
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_index i ON i.indrelid = c.oid \
-           WHERE n.nspname = {schema} AND c.relname = {name} AND (i.indisunique OR i.indisexclusion)) AS d (line))"
+           WHERE n.nspname = {schema} AND c.relname = {name} AND (i.indisunique OR i.indisexclusion) \
+           UNION ALL \
+           SELECT concat_ws(' ', p.oid::regclass, pg_get_expr(p.relpartbound, p.oid)) \
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL pg_partition_tree(c.oid) t \
+             JOIN pg_class p ON p.oid = t.relid \
+           WHERE n.nspname = {schema} AND c.relname = {name} AND c.relkind = 'p' AND t.level > 0) AS d (line))"
     )
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::model::{Code, Fault, Progress, Result};
 use crate::ports::{Goal, Source, Stop, TopicWriter};
@@ -48,9 +49,9 @@ where
     let (Start::Genesis(tail) | Start::GoOn(tail)) = begin;
     let (way, durable, work) = appends(topic, tail);
     let mut tasks = JoinSet::new();
-    tasks.spawn(work);
+    tasks.spawn(work.in_current_span());
     let interval = if goal == Goal::Never { parts.heartbeat_interval } else { GOAL_HEARTBEAT };
-    let heart = tasks.spawn(heartbeats(lookup.clone(), interval));
+    let heart = tasks.spawn(heartbeats(lookup.clone(), interval).in_current_span());
     let mut outlet = Outlet::new(source, (way, durable), tasks, (stop, goal), state);
     let prefix = Writer::new(identity.flow_id, writer);
     if let Start::Genesis(at) = begin {

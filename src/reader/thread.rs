@@ -29,7 +29,9 @@ where
     let (answer, answered) = oneshot::channel();
     // Kept until the answer is there: dropped earlier, it tells the thread to end.
     let (_wanted, mut given_up) = oneshot::channel::<()>();
+    let span = tracing::Span::current();
     let run = move || {
+        let _within = span.entered();
         let done = runtime.block_on(async {
             tokio::select! {
                 done = work() => Some(done),

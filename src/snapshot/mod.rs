@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::config::ConnInfo;
 use crate::model::{Code, Fault, FlowName, Result, TableName};
@@ -198,7 +199,7 @@ impl Run {
         let mut workers = JoinSet::new();
         for _ in 0..self.workers {
             let crew = Arc::clone(&crew);
-            workers.spawn(async move { crew.work().await });
+            workers.spawn(async move { crew.work().await }.in_current_span());
         }
         while let Some(ended) = workers.join_next().await {
             ended.unwrap_or_else(|error| Err(Fault::new(Code::Io, format!("a worker of the copy ended: {error}"))))?;

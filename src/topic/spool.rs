@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::{OnFull, Spool};
@@ -329,7 +330,10 @@ impl Place {
     fn forward(&self, spool: &embedded::Writer, writer: Option<kafka::Writer>) -> Forwarding {
         let (place, retention) = (self.clone(), spool.retention());
         let (teller, told) = watch::channel(None);
-        Forwarding { task: tokio::spawn(async move { place.empty(writer, &retention, &teller).await }), told }
+        Forwarding {
+            task: tokio::spawn(async move { place.empty(writer, &retention, &teller).await }.in_current_span()),
+            told,
+        }
     }
 
     /// Forwards until there is nothing left; what Kafka does not take is tried again for ever.

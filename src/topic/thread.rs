@@ -40,7 +40,9 @@ impl<S: Owned> Thread<S> {
     /// Starts the thread and hands it its state.
     pub fn start(name: &str, place: String, mut state: S) -> Result<Self> {
         let (messages, queue) = mpsc::channel();
+        let span = tracing::Span::current();
         let run = move || {
+            let _within = span.entered();
             while let Some(Message::Job(job)) = next(&queue, &mut state) {
                 job(&mut state);
             }

@@ -5,6 +5,7 @@ mod copy;
 mod drift;
 mod guards;
 mod horizon;
+mod images;
 mod kill;
 mod ladder;
 mod pair;

@@ -159,7 +159,8 @@ impl Pair {
     /// Waits until `pending` proves that nothing is left.
     pub fn settle(&self) {
         let started = Instant::now();
-        loop {
+        // A test that was stopped itself asks some more times.
+        for attempt in 0.. {
             let ended = self.sitepair(&["pending", "--json"]);
             if ended.code == 0 {
                 return;
@@ -167,7 +168,7 @@ impl Pair {
             let log = self.log();
             let tail: Vec<_> = log.lines().rev().take(12).collect();
             assert!(
-                started.elapsed() < PATIENCE,
+                attempt < 30 || started.elapsed() < PATIENCE,
                 "still pending: {}{}\n{}",
                 ended.stdout,
                 ended.stderr,
@@ -273,10 +274,14 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal);
+    }
+
     /// SIGTERM, then the exit code.
     pub fn stop(&mut self) -> i32 {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.signal(rustix::process::Signal::TERM);
         self.wait(PATIENCE).expect("ends after SIGTERM")
     }
 

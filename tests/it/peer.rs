@@ -1,5 +1,6 @@
 //! The topic at a peer: what is served, to whom, and that nothing is lost or doubled on the way.
 
+mod claim;
 mod fan;
 pub mod proxy;
 mod reach;

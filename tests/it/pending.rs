@@ -5,7 +5,8 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::cli::answer;
-use crate::pair::Pair;
+use crate::pair::{PATIENCE, Pair};
+use crate::peer::sites::free_port;
 use crate::support::{database, versions};
 
 const SCHEMA: &str = "create table t (id int primary key, n int, v text); create table u (id int primary key, v text); create table log (v text)";
@@ -120,4 +121,63 @@ fn what_is_parked_or_waits_is_pending() {
         pair.runbook("drift.md", &[("TARGET", &pair.target.conninfo()), ("ALTER", "alter table u add column w int")]);
     assert!(shown.contains("ADD COLUMN \"w\""), "{shown}");
     pair.assert_equal("u");
+}
+
+/// What can't be known is not nothing: the source is away, or the reader that holds the slot does not go on.
+#[test]
+fn what_can_not_be_known_is_not_nothing() {
+    for version in versions().iter().map(|(version, _)| *version).filter(|v| [15, 18].contains(v)) {
+        let pair = Pair::new(version, SCHEMA, RULES);
+        pair.deploy();
+        let mut daemon = pair.daemon(&[], &[]);
+        pair.source.sql("insert into u values (1, 'a')");
+        pair.settle();
+        daemon.signal(rustix::process::Signal::STOP);
+        pair.source.sql("insert into u values (2, 'b')");
+        let ended = pair.sitepair(&["pending", "--timeout", "2s"]);
+        daemon.signal(rustix::process::Signal::CONT);
+        assert_eq!(ended.code, 1, "{version}: {}{}", ended.stdout, ended.stderr);
+        assert!(
+            ended.stderr.contains("error[timeout]") && ended.stderr.contains("unknown"),
+            "{version}: {}",
+            ended.stderr
+        );
+        pair.settle();
+        assert_eq!(daemon.stop(), 0, "{}", pair.log());
+        let away = std::fs::read_to_string(&pair.file).expect("readable");
+        let port = |port: u16| format!("port={port}");
+        let away = away.replacen(&port(pair.source.cluster.port()), &port(free_port()), 1);
+        std::fs::write(&pair.file, away).expect("writable");
+        let ended = pair.sitepair(&["pending", "--timeout", "2s"]);
+        assert_eq!(ended.code, 1, "{version}: {}{}", ended.stdout, ended.stderr);
+        assert!(ended.stderr.contains("error[unreachable]"), "{version}: {}", ended.stderr);
+    }
+}
+
+/// One transaction, of which one part is parked and one waits behind a paused table.
+#[test]
+fn a_transaction_in_two_places_is_counted_once() {
+    for version in versions().iter().map(|(version, _)| *version).filter(|v| [15, 18].contains(v)) {
+        let (source, target) = (database(version, 0), database(version, 1));
+        source.sql(SCHEMA);
+        target.sql(&SCHEMA.replace("n int,", "n int check (n < 50),"));
+        let pair = Pair::between(source, target, RULES, "[apply]\non_error = \"park\"");
+        pair.deploy();
+        pair.run_once();
+        let mut daemon = pair.daemon(&[], &[]);
+        pair.target.sql("alter table u drop v");
+        pair.source.sql("begin; insert into t (id, n) values (1, 60), (2, 2); insert into u values (1, 'a'); commit");
+        let states = "select (select count(*) from sitepair.parked), (select count(*) from sitepair.table_state where state = 'paused')";
+        let since = Instant::now();
+        while pair.target.sql(states) != "1|1" {
+            assert!(since.elapsed() < PATIENCE, "{}\n{}", pair.target.sql(states), pair.log());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let (transactions, rows, said) = pending(&pair);
+        assert_eq!((transactions, rows), (1, 2), "{version}: {said}");
+        pair.source.sql("insert into u values (2, 'b')");
+        let (transactions, rows, said) = pending(&pair);
+        assert_eq!((transactions, rows), (2, 3), "{version}: {said}");
+        assert_eq!(daemon.stop(), 0, "{}", pair.log());
+    }
 }

@@ -183,6 +183,57 @@ fn rows_with_parked_operations_are_left_alone() {
     }
 }
 
+/// What can't be applied again is parked where the file says so, as by the main track; else nothing has happened.
+#[test]
+fn an_operation_that_can_not_be_applied_again_is_parked() {
+    for (version, on_error) in both().flat_map(|version| [(version, "park"), (version, "stop")]) {
+        let (source, target) = (database(version, 0), database(version, 1));
+        let schema = "create table item (id int primary key, v int, u int unique)";
+        source.sql(schema);
+        target.sql(schema);
+        let pair = Pair::between(source, target, RULE, &format!("[apply]\non_error = \"{on_error}\""));
+        pair.deploy();
+        let from = here(&pair, None);
+        pair.source.sql("insert into item values (1, 1, 1), (3, 3, 3)");
+        pair.source.sql("insert into item values (2, 500, 2)");
+        pair.source.sql("insert into item values (4, 4, 4)");
+        let to = here(&pair, None);
+        pair.source.sql("insert into item values (9, 9, 9)");
+        here(&pair, None);
+        pair.target.sql("update item set v = 9 where id in (1, 4); delete from item where id = 2");
+        pair.target.sql("alter table item add constraint small check (v < 100)");
+        let rows = "select string_agg(id || ':' || v, ' ' order by id) from item";
+        if on_error == "stop" {
+            let ended = pair.sitepair(&["offset", "replay", "--from", &from, "--to", &to]);
+            assert!(ended.code == 1 && ended.stderr.contains("data-error"), "{version}: {}", ended.stderr);
+            assert_eq!(pair.target.sql(rows), "1:9 3:3 4:9 9:9", "{version}");
+            continue;
+        }
+        let done = offset(&pair, &["replay", "--from", &from, "--to", &to]);
+        assert_eq!(kinds(&done, "notes", "item"), &json!({ "parked": 1 }), "{version}: {done}");
+        assert_eq!(pair.target.sql(rows), "1:1 3:3 4:4 9:9", "{version}");
+        let parked =
+            "select string_agg(operation || ' ' || key || ' ' || (image->>'v'), ', ' order by id) from sitepair.parked";
+        assert_eq!(pair.target.sql(parked), "upsert [\"2\"] 500", "{version}");
+        let status = "select status from sitepair.journal where track = 'replay' order by id desc limit 1";
+        assert_eq!(pair.target.sql(status), "parked", "{version}");
+        // What is parked is not parked once more.
+        let done = offset(&pair, &["replay", "--from", &from, "--to", &to]);
+        assert_eq!(kinds(&done, "notes", "item"), &json!({ "left-out": 1 }), "{version}: {done}");
+        // Later changes follow it, those of its unique value too.
+        pair.source.sql("update item set v = 5 where id = 2");
+        pair.source.sql("delete from item where id = 2; update item set u = 2 where id = 4");
+        pair.run_once();
+        let row = "select v, u from item where id = 4";
+        assert_eq!(pair.target.sql(row), "4|4", "{version}: {}", pair.target.sql(parked));
+        pair.target.sql("alter table item drop constraint small");
+        let retried = pair.sitepair(&["parked", "retry", "--all", "--reason", "mended"]);
+        assert_eq!(retried.code, 0, "{version}: {}{}", retried.stdout, retried.stderr);
+        pair.run_once();
+        pair.assert_equal("item");
+    }
+}
+
 /// Nothing is applied that the topic holds of a table from before its last copy: the copy knows better.
 #[test]
 fn rows_of_a_table_that_was_made_anew_do_not_come_back() {

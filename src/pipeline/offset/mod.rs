@@ -291,7 +291,7 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
     let to = extent.find(&mut topic, act.place()?).await?;
     act.check(&at, &to)?;
     let mover = Mover { what: request.verb.name(), reason: request.reason.as_deref(), by: &request.by };
-    let moved = reset::reset(target, &mut topic, flow, &to, mover).await?;
+    let moved = reset::reset(quiet, &mut topic, &to, mover).await?;
     let Route { from_offset, to_offset, consistent_from_lsn, .. } = &moved.route;
     tracing::info!(%flow, from_offset, to_offset, %consistent_from_lsn, by = request.by, "checkpoint moved");
     answer(&Outcome::Moved(moved))

@@ -11,7 +11,7 @@ use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Lsn, Result, Track};
 use crate::pipeline::request::Request;
 use crate::pipeline::seat::Quiet;
-use crate::pipeline::{applying, retained, site};
+use crate::pipeline::{applying, peering, retained, site};
 use crate::ports::TopicReader;
 use crate::postgres::session::{self, Session};
 use crate::topic::Reader;
@@ -125,6 +125,7 @@ pub async fn perform(
     if topic.bounds().await?.first > range.from {
         return Err(Fault::new(Code::TopicGap, format!("retention has just dropped offset {}", range.from)));
     }
+    peering::claim(pipeline, flow, &guard, at, (range.from, range.from_lsn)).await?;
     let order = Order { range, allow_older_values: middle.allow_older_values, reason, by: &request.by };
     let parts = ApplierParts { application, ..applying::parts(pipeline, flow, Track::Replay, topic)? };
     let replayed = Box::pin(replay::replay(parts, at, &order, &quiet.stop)).await?;

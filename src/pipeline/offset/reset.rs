@@ -8,7 +8,8 @@ use crate::applier::Checkpoint;
 use crate::applier::{checkpoint, settle};
 use crate::failpoint;
 use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
-use crate::pipeline::retained;
+use crate::pipeline::seat::Quiet;
+use crate::pipeline::{peering, retained};
 use crate::ports::TopicReader;
 use crate::postgres::origin;
 use crate::postgres::session::Session;
@@ -111,16 +112,11 @@ pub fn route(at: &Checkpoint, to: &Position, reason: Option<&str>) -> Result<Rou
 /// # Errors
 /// As [`route`]; `NotDeployed` where there is no checkpoint yet; `TopicGap` where retention dropped the place meanwhile;
 /// `CheckpointMoved`; transient ones. Nothing has changed then.
-pub async fn reset<T: TopicReader>(
-    target: &Session,
-    topic: &mut T,
-    flow: &FlowName,
-    to: &Position,
-    mover: Mover<'_>,
-) -> Result<Moved> {
+pub async fn reset<T: TopicReader>(quiet: &Quiet<'_>, topic: &mut T, to: &Position, mover: Mover<'_>) -> Result<Moved> {
+    let target = quiet.target;
     let sql = |error: tokio_postgres::Error| sqlstate::fault(&error);
     target.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await.map_err(sql)?;
-    let moved = transaction(target, topic, flow, to, mover).await;
+    let moved = transaction(quiet, topic, to, mover).await;
     if moved.is_err() {
         // The fault matters, not how the end went.
         let _ = target.batch_execute("ROLLBACK").await;
@@ -133,12 +129,12 @@ pub async fn reset<T: TopicReader>(
 }
 
 async fn transaction<T: TopicReader>(
-    target: &Session,
+    quiet: &Quiet<'_>,
     topic: &mut T,
-    flow: &FlowName,
     to: &Position,
     mover: Mover<'_>,
 ) -> Result<Moved> {
+    let (target, flow) = (quiet.target, quiet.flow);
     retained::hold(target, flow).await?;
     if topic.bounds().await?.first > to.next {
         return Err(Fault::new(Code::TopicGap, format!("retention has just dropped offset {}", to.next)));
@@ -147,7 +143,10 @@ async fn transaction<T: TopicReader>(
     let mut moved = Moved { route: route(&at, to, mover.reason)?, parked_dropped: 0 };
     match moved.route.direction {
         Direction::None => return Ok(moved),
-        Direction::Back => moved.parked_dropped = unpark(target, flow, to.next).await?,
+        Direction::Back => {
+            peering::claim(quiet.pipeline, flow, target, &at, (to.next, to.end_lsn)).await?;
+            moved.parked_dropped = unpark(target, flow, to.next).await?;
+        }
         Direction::Forward => {}
     }
     settle::before_move(target, flow).await?;

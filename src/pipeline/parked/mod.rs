@@ -37,8 +37,10 @@ pub struct Operation {
     pub old_key: Option<Vec<Value>>,
     /// The row to write, column by column in text form; columns not in it keep their value.
     pub image: Option<Map<String, Value>>,
-    /// For `restore`: the row as its composite type prints it.
+    /// For `restore`: the row's image, its values by column number.
     pub whole_row: Option<String>,
+    /// What reads it: the table's oid and its columns by number.
+    pub layout: Option<Value>,
     /// The rule's row filter.
     pub filter: Option<String>,
     /// SQLSTATE; null for what only follows an older one.
@@ -124,7 +126,7 @@ pub async fn list(target: &Session, flow: &FlowName) -> Result<Vec<Operation>> {
     const LIST: &str = "SELECT id, flow, table_schema, table_name, operation, key_columns, key::text, old_key::text, image::text, \
          whole_row, row_filter, sqlstate, error, next_offset, end_lsn::text, \
          to_char(commit_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
-         to_char(parked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
+         to_char(parked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), layout::text, \
          ARRAY(SELECT o.id FROM sitepair.parked o WHERE o.flow = p.flow AND o.table_schema = p.table_schema \
            AND o.table_name = p.table_name AND o.id < p.id AND (o.key = p.key OR o.key = p.old_key OR o.old_key = p.key \
            OR o.old_key = p.old_key OR EXISTS (SELECT FROM jsonb_array_elements(o.held) a(v) \
@@ -161,7 +163,8 @@ fn operation(row: &tokio_postgres::Row) -> Result<Operation> {
         end_lsn: row.get(14),
         commit_time: row.get(15),
         parked_at: row.get(16),
-        behind: row.get(17),
+        layout: json(17)?,
+        behind: row.get(18),
     })
 }
 

@@ -6,6 +6,7 @@ use tokio_postgres::types::ToSql;
 use super::Operation;
 use crate::model::names::quote_ident;
 use crate::model::{Code, Fault, Result};
+use crate::postgres::image;
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
@@ -28,7 +29,7 @@ pub(super) async fn write(target: &Session, operation: &Operation) -> Result<()>
     let columns = columns(target, operation).await?;
     let written = match operation.operation.as_str() {
         "delete" => delete(target, operation, &columns, &operation.key).await.map(|_| 1),
-        "restore" => restore(target, operation, &columns).await,
+        "restore" => restore(target, operation).await,
         "upsert" => upsert(target, operation, &columns).await,
         _ => update(target, operation, &columns).await,
     }?;
@@ -171,13 +172,11 @@ async fn upsert(target: &Session, operation: &Operation, columns: &[Column]) -> 
 }
 
 /// Puts a displaced row back, whole.
-async fn restore(target: &Session, operation: &Operation, columns: &[Column]) -> Result<u64> {
-    let table = operation.table.sql();
-    let stored: Vec<String> =
-        columns.iter().filter(|column| !column.computed).map(|column| quote_ident(&column.name)).collect();
-    let stored = stored.join(", ");
-    let sql = format!(
-        "INSERT INTO {table} ({stored}) OVERRIDING SYSTEM VALUE SELECT {stored} FROM (SELECT (CAST($1::text AS {table})).*) whole"
-    );
-    Parameters(vec![operation.whole_row.clone()]).execute(target, operation, &sql).await
+async fn restore(target: &Session, operation: &Operation) -> Result<u64> {
+    let (table, layout) = (operation.table.sql(), operation.layout.as_ref().map(Value::to_string));
+    let shape = image::shape(target, &operation.table).await?;
+    let read = image::read("", "$1::pg_catalog.text", "$2::pg_catalog.text::jsonb", "");
+    let (stored, values) = (shape.stored(), shape.values(&table));
+    let sql = format!("INSERT INTO {table} ({stored}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {read}");
+    Parameters(vec![operation.whole_row.clone(), layout]).execute(target, operation, &sql).await
 }

@@ -53,7 +53,9 @@ impl Checkpointer {
         let (ask, asked) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared::default());
         let (theirs, db) = (Arc::clone(&shared), files.db.clone());
+        let span = tracing::Span::current();
         let run = move || {
+            let _within = span.entered();
             while asked.recv().is_ok() {
                 let _running = theirs.running.lock().unwrap_or_else(PoisonError::into_inner);
                 if frames_after_passive(&connection, &db).is_some_and(|frames| frames > FINISH_FRAMES) {

@@ -21,11 +21,27 @@ pub struct Noted {
     pub reported_us: i64,
 }
 
-/// Notes a report durably: when this returns, a crash can't lose it.
+/// Keeps reports of `flow` from being noted until it is dropped: what retention has read and what it drops are one step. Waits
+/// for another one, so it is nothing for a thread that must go on.
+///
+/// # Errors
+/// `Io`.
+pub fn hold(dir: &Path, flow: &FlowName) -> Result<File> {
+    let path = path(dir, flow).with_extension("passed-lock");
+    let lock = || -> io::Result<File> {
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        file.lock()?;
+        Ok(file)
+    };
+    lock().map_err(|error| fault(&path, &error))
+}
+
+/// Notes a report durably: when this returns, a crash can't lose it, and retention does not work by an older one any more.
 ///
 /// # Errors
 /// `Io`, `DiskFull`.
 pub fn note(dir: &Path, flow: &FlowName, noted: &Noted) -> Result<()> {
+    let _held = hold(dir, flow)?;
     let (path, new) = (path(dir, flow), path(dir, flow).with_extension("new"));
     let written = || -> io::Result<()> {
         let mut file = File::create(&new)?;

@@ -182,3 +182,41 @@ async fn each_table_keeps_its_place() {
         pair.assert_journal();
     }
 }
+
+/// A group holds transactions from before and after its table's definition changed: the first are applied before it pauses,
+/// since they would not fit any more once it is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_before_the_change_does_not_wait_for_the_mend() {
+    for (version, (before, after)) in versions().into_iter().zip([(1, 1), (5, 4)]) {
+        let mut pair = Pair::new(version, DDL).await;
+        pair.conducted();
+        pair.join_at_once(&["t", "u"]).await;
+        pair.source
+            .sql("insert into t select g, g, 'v', 'so' from generate_series(1, 3) g; insert into u values (1, 'a')");
+        pair.sync().await;
+        for round in 1..=before {
+            pair.source.sql(&format!("update t set v = 'o{round}' where id = 1"));
+            pair.source.sql(&format!("update u set v = v || {round}"));
+        }
+        // Relations are taken from the catalog as it is at that time.
+        pair.pull().await;
+        pair.source.sql("alter table t rename v to w");
+        for round in 1..=after {
+            pair.source.sql(&format!("update t set w = 'n{round}' where id = 2; update u set v = v || {round}"));
+        }
+        pair.pull().await;
+        pair.apply().await;
+        assert!(pair.states().starts_with("t=paused@"), "{}", pair.states());
+        assert_eq!(pair.target.sql("select string_agg(v, ' ' order by id) from t"), format!("o{before} v v"));
+        let reason = pair.target.sql("select reason from sitepair.table_state where table_name = 't'");
+        assert!(reason.contains("RENAME COLUMN \"v\" TO \"w\""), "{reason}");
+        assert_eq!(pair.target.sql("select v from u"), pair.source.sql("select v from u"));
+        pair.target.sql("alter table t rename v to w");
+        assert_eq!(pair.join().await, ["t"]);
+        pair.source.sql("delete from t where id = 3");
+        pair.sync().await;
+        let paused = "select count(*) from sitepair.journal_event where what = 'paused'";
+        assert_eq!(pair.target.sql(paused), "1");
+        pair.assert_journal();
+    }
+}

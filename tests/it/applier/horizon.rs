@@ -172,7 +172,7 @@ async fn what_can_not_be_put_back_at_the_horizon_is_parked() {
         pair.assert_equal();
         assert_eq!(
             pair.target.sql("select operation, key, whole_row, sqlstate from sitepair.parked"),
-            "restore|[\"9\"]|(9,5,\"in the way\",)|23505"
+            "restore|[\"9\"]|{9,5,\"in the way\",NULL}|23505"
         );
         assert_eq!(pair.target.sql("select status from sitepair.journal order by id desc limit 1"), "parked");
         assert_eq!(

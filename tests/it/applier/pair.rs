@@ -367,12 +367,16 @@ fn pinned(database: &Database, sql: &str) -> String {
     ))
 }
 
-/// The session of a run before may need a moment to end, so its origin is waited for as a supervisor does.
+/// The session of a run before may need a moment to end, and a busy server a long one to answer: both are waited for, as a
+/// supervisor does.
 pub async fn until_free<T>(mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let started = std::time::Instant::now();
     loop {
         match attempt().await {
-            Err(fault) if fault.code == Code::SecondApplier && started.elapsed() < Duration::from_secs(180) => {
+            Err(fault)
+                if matches!(fault.code, Code::SecondApplier | Code::Unreachable)
+                    && started.elapsed() < Duration::from_secs(180) =>
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             outcome => return outcome,

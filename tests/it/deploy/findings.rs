@@ -66,7 +66,7 @@ const TABLES: &[Case] = &[
     case(
         ("", "alter table T alter status type varchar(5)"),
         ("b", Warning, "public.T.status is character varying(5) here and text at the source"),
-        r#"ALTER COLUMN "status" TYPE text;"#,
+        r#"ALTER COLUMN "status" TYPE text USING "status"::text;"#,
     ),
     case(
         ("", "alter table T drop constraint T_pkey"),
