@@ -148,8 +148,8 @@ async fn install_all(
 }
 
 /// Removes what [`deploy()`] installed, at all sites or only one: origin and checkpoint, slot, publication and the flow's
-/// row, and the schema once nothing in it is needed. Journal, parked operations and a topic in Kafka go only with `yes`;
-/// without it they and the schema stay. Rights that the login was granted stay. Repeatable.
+/// row, and the schema once nothing in it is needed; a topic at this node is moved aside. Journal, parked operations and a topic
+/// in Kafka go only with `yes`; without it they and the schema stay. Rights that the login was granted stay. Repeatable.
 ///
 /// # Errors
 /// `SecondReader` while the slot is in use, naming who uses it, before anything is touched; else what the server says.

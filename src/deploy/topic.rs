@@ -1,4 +1,5 @@
-//! The topic in Kafka: what `plan` finds, what `deploy` makes, what `undeploy` removes. An embedded topic needs nothing.
+//! The topic: what `plan` finds of it in Kafka, what `deploy` makes there, what `undeploy` removes. An embedded topic makes itself;
+//! `undeploy` moves it aside.
 //!
 //! Findings and changes name the site that the flow comes from: its node writes.
 
@@ -11,6 +12,7 @@ use crate::postgres::flow::FlowState;
 use crate::postgres::{size, topic_copy};
 use crate::rules::Selected;
 use crate::topic::kafka::{Admin, Cluster, Standing, Topic};
+use crate::topic::{Aside, set_aside};
 
 use super::finding::{Change, Finding, Findings, Severity};
 use super::server::Node;
@@ -116,9 +118,14 @@ pub(super) async fn install(pipeline: &Pipeline, flow: &FlowName) -> Result<()> 
     admin.create(wanted.replicas, &wanted.settings()).await
 }
 
-/// Deletes the topic with `yes`, else says that it stays.
+/// Deletes the topic in Kafka with `yes`, else says that it stays. One that lies at this node makes way for that of a later
+/// deploy, which would not go on with it.
 pub(super) async fn remove(pipeline: &Pipeline, flow: &FlowName, yes: bool) -> Result<Survey> {
-    let TopicKind::Kafka(kafka) = &pipeline.topic.kind else { return Ok(Survey::default()) };
+    let kafka = match &pipeline.topic.kind {
+        TopicKind::Kafka(kafka) => kafka,
+        TopicKind::Embedded => return retire(pipeline, flow, &flow.to).await,
+        TopicKind::Peer => return retire(pipeline, flow, &flow.from).await,
+    };
     let cluster = Cluster::new(kafka, flow);
     let admin = Admin::open(&cluster)?;
     let mut survey = Survey::default();
@@ -134,6 +141,16 @@ pub(super) async fn remove(pipeline: &Pipeline, flow: &FlowName, yes: bool) -> R
         let mut found = Findings::at(&flow.from);
         let remedy = "run `sitepair undeploy --yes` to delete it: the next deploy refuses to go on with it";
         found.info(format!("Kafka topic {}", cluster.topic), "stays, with its records", remedy);
+        survey.findings = found.into_vec();
+    }
+    Ok(survey)
+}
+
+async fn retire(pipeline: &Pipeline, flow: &FlowName, site: &str) -> Result<Survey> {
+    let mut survey = Survey::default();
+    if let Aside::Moved(place) = set_aside(&pipeline.topic, flow).await? {
+        let mut found = Findings::at(site);
+        found.info(format!("topic of {flow}"), format!("lies in {place} now"), "delete it when nobody needs it");
         survey.findings = found.into_vec();
     }
     Ok(survey)

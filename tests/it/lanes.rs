@@ -405,7 +405,9 @@ fn a_lane_is_undeployed_alone_and_comes_back() {
         logs(&pair, 40);
         pair.target.sql("delete from call_log");
         // What it had read is of a flow that is no more.
-        fs::remove_file(pair.dir.path().join(format!("topic/{night}.db"))).expect("the topic's file");
+        let topic = |name: &str| pair.dir.path().join(format!("topic/{name}.db"));
+        assert!(!topic(&night).exists() && topic(&format!("{night}.aside-1")).exists());
+        assert!(topic(&pair.flow()).exists());
         pair.deploy();
         pair.run_once();
         equal(&pair);
