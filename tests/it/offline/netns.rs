@@ -11,6 +11,9 @@ use crate::pair::{Ended, PATIENCE};
 use crate::peer::proxy::Proxy;
 use crate::peer::sites::until;
 
+/// Where a node inside listens; nobody else is there.
+const PORT: u16 = 7800;
+
 /// A namespace with one link to this one; both ends go with it.
 struct Namespace {
     name: String,
@@ -44,6 +47,15 @@ impl Namespace {
 
     fn set(&self, state: &str) {
         assert!(ip(&["link", "set", &self.link(), state]), "link {state}");
+    }
+
+    /// What a node inside answers about its life; both ends of the question are inside.
+    fn livez(&self) -> String {
+        let ask = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{PORT} && printf 'GET /livez HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3 && cat <&3"
+        );
+        let asked = Command::new("ip").args(["netns", "exec", &self.name, "bash", "-c", &ask]).output();
+        asked.map(|asked| String::from_utf8_lossy(&asked.stdout).into_owned()).unwrap_or_default()
     }
 
     /// The program inside.
@@ -94,7 +106,10 @@ fn a_link_that_goes_down_and_comes_back() {
         format!("host=127.0.0.1 port={}", target.port()),
         format!("host={} port={}", target.dir().display(), target.port()),
     );
-    let file = other_file(&pair, "b.toml", &[(&over.0, &over.1), (&beside.0, &beside.1)]);
+    let health = format!("[site.b]\nlisten = \"127.0.0.1:{PORT}\"\n");
+    let quick = "[tuning]\nheartbeat_interval = \"1s\"\nliveness_timeout = \"4s\"\n";
+    let changes = [(&*over.0, &*over.1), (&beside.0, &beside.1), ("[site.b]\n", &health), ("[tuning]\n", quick)];
+    let file = other_file(&pair, "b.toml", &changes);
     pair.deploy();
     let log = std::fs::File::create(pair.dir.path().join("inside.log")).expect("a log");
     let daemon = namespace.sitepair(&file, &["run"]).stdout(Stdio::null()).stderr(log).spawn().expect("starts");
@@ -103,7 +118,15 @@ fn a_link_that_goes_down_and_comes_back() {
     let rows = |database: &crate::support::Database| database.sql("select count(*) from account");
     until("the first changes cross", PATIENCE, || rows(&pair.target) == rows(&pair.source));
 
+    until("alive", PATIENCE, || namespace.livez().starts_with("HTTP/1.1 200"));
+
     namespace.set("down");
+    // No socket says that anything has happened.
+    let took = until("health is red", PATIENCE, || {
+        let answer = namespace.livez();
+        answer.starts_with("HTTP/1.1 503") && answer.contains("the source has said nothing")
+    });
+    println!("red after {took:?}");
     work(&pair, 2);
     let parcel = pair.dir.path().join("carried.parcel");
     let parcel = parcel.to_str().expect("UTF-8");
@@ -128,6 +151,7 @@ fn a_link_that_goes_down_and_comes_back() {
     work(&pair, 3);
     pair.settle();
     agree(&pair);
+    until("alive again", PATIENCE, || namespace.livez().starts_with("HTTP/1.1 200"));
     let transactions = pair.target.sql("select sum(transactions) from sitepair.journal where track = 'main'");
     assert_eq!(transactions, "12", "each transaction was applied once");
 }
