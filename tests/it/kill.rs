@@ -85,9 +85,16 @@ impl Load {
     }
 
     /// Ends them; gives the number of transactions.
-    pub fn finish(self) -> u64 {
+    pub fn finish(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.sessions.into_iter().map(|session| session.join().expect("session")).sum()
+        std::mem::take(&mut self.sessions).into_iter().map(|session| session.join().expect("session")).sum()
+    }
+}
+
+/// A test that fails leaves no load to all that run beside it and after it.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
