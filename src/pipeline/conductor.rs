@@ -228,10 +228,13 @@ impl Conductor {
             Act::Adopt => self.main_to(Offset(1)).await,
             Act::Answer => self.answer().await,
             Act::Forget(tables) => {
-                for table in tables {
+                // The last look at the source may be older than a table that its first change has registered since.
+                let members = membership::now(&self.pipeline, flow).await?;
+                let gone: Vec<TableName> = tables.iter().filter(|table| !members.contains(*table)).cloned().collect();
+                for table in &gone {
                     tracing::info!(%flow, %table, "no longer in the flow");
                 }
-                table_state::forget(session, flow, tables).await
+                table_state::forget(session, flow, &gone).await
             }
             Act::Again(tables) => {
                 let main = self.main().await?;

@@ -112,6 +112,17 @@ async fn follow(pipeline: &Pipeline, flow: &FlowName, into: &watch::Sender<Optio
     }
 }
 
+/// The tables that belong to the flow at this moment.
+///
+/// # Errors
+/// As [`selected`], and those of a connection.
+pub(super) async fn now(pipeline: &Pipeline, flow: &FlowName) -> Result<BTreeSet<TableName>> {
+    let at = site(pipeline, &flow.from)?;
+    let source = session::connect(&at.postgres, &format!("sitepair tables {flow}")).await?;
+    let selected = selected(pipeline, flow, &source).await.map_err(|fault| fault.at(&at.name))?;
+    Ok(selected.into_iter().map(|each| each.table.table).collect())
+}
+
 /// Notes that tables which entered were taken up.
 ///
 /// # Errors
