@@ -229,8 +229,9 @@ impl Conductor {
             Act::Answer => self.answer().await,
             Act::Forget(tables) => {
                 // The last look at the source may be older than a table that its first change has registered since.
-                let members = membership::now(&self.pipeline, flow).await?;
-                let gone: Vec<TableName> = tables.iter().filter(|table| !members.contains(*table)).cloned().collect();
+                membership::refresh(&self.pipeline, flow, &self.membership).await?;
+                let Some(found) = self.membership.borrow().clone() else { return Ok(()) };
+                let gone: Vec<_> = tables.iter().filter(|table| !found.tables.contains(*table)).cloned().collect();
                 for table in &gone {
                     tracing::info!(%flow, %table, "no longer in the flow");
                 }

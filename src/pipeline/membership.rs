@@ -100,27 +100,42 @@ pub(super) async fn watch(
 }
 
 async fn follow(pipeline: &Pipeline, flow: &FlowName, into: &watch::Sender<Option<Membership>>) -> Result<Infallible> {
-    let source = session::connect(&site(pipeline, &flow.from)?.postgres, &format!("sitepair tables {flow}")).await?;
+    let source = at_source(pipeline, flow).await?;
     loop {
-        let found = signature(&source, flow).await?;
-        let known = into.borrow().as_ref().is_some_and(|known| known.signature == found);
-        if !known {
-            let found = read(pipeline, flow, &source, found).await?;
-            into.send_replace(Some(found));
-        }
+        look(pipeline, flow, &source, into).await?;
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// The tables that belong to the flow at this moment.
+async fn at_source(pipeline: &Pipeline, flow: &FlowName) -> Result<Session> {
+    session::connect(&site(pipeline, &flow.from)?.postgres, &format!("sitepair tables {flow}")).await
+}
+
+async fn look(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    source: &Session,
+    into: &watch::Sender<Option<Membership>>,
+) -> Result<()> {
+    let found = signature(source, flow).await?;
+    let known = into.borrow().as_ref().is_some_and(|known| known.signature == found);
+    if !known {
+        into.send_replace(Some(read(pipeline, flow, source, found).await?));
+    }
+    Ok(())
+}
+
+/// Looks at once.
 ///
 /// # Errors
 /// As [`selected`], and those of a connection.
-pub(super) async fn now(pipeline: &Pipeline, flow: &FlowName) -> Result<BTreeSet<TableName>> {
-    let at = site(pipeline, &flow.from)?;
-    let source = session::connect(&at.postgres, &format!("sitepair tables {flow}")).await?;
-    let selected = selected(pipeline, flow, &source).await.map_err(|fault| fault.at(&at.name))?;
-    Ok(selected.into_iter().map(|each| each.table.table).collect())
+pub(super) async fn refresh(
+    pipeline: &Pipeline,
+    flow: &FlowName,
+    into: &watch::Sender<Option<Membership>>,
+) -> Result<()> {
+    let looked = async { look(pipeline, flow, &at_source(pipeline, flow).await?, into).await };
+    looked.await.map_err(|fault| fault.at(&flow.from))
 }
 
 /// Notes that tables which entered were taken up.
@@ -128,7 +143,6 @@ pub(super) async fn now(pipeline: &Pipeline, flow: &FlowName) -> Result<BTreeSet
 /// # Errors
 /// What the source says: then they are taken up once more.
 pub(super) async fn taken_up(pipeline: &Pipeline, flow: &FlowName, tables: &[TableName]) -> Result<()> {
-    let at = site(pipeline, &flow.from)?;
-    let source = session::connect(&at.postgres, &format!("sitepair tables {flow}")).await?;
-    installed::taken_up(&source, flow, tables).await.map_err(|fault| fault.at(&at.name))
+    let source = at_source(pipeline, flow).await?;
+    installed::taken_up(&source, flow, tables).await.map_err(|fault| fault.at(&flow.from))
 }

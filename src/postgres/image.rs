@@ -43,7 +43,7 @@ const COLUMNS: &str = "SELECT a.attrelid, a.attnum, a.attname::text, format('%I.
      FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
      JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace \
      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
-     WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p') \
+     WHERE $1 IN (0, c.oid) AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p') \
        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'sitepair') AND n.nspname !~ '^pg_(toast|temp)' \
      ORDER BY a.attrelid, a.attnum";
 
@@ -52,8 +52,13 @@ const COLUMNS: &str = "SELECT a.attrelid, a.attnum, a.attname::text, format('%I.
 /// # Errors
 /// What the server says.
 pub async fn shapes(client: &Client) -> Result<Vec<(u32, Shape)>> {
+    read_shapes(client, 0).await
+}
+
+/// Of one table, or with 0 of all.
+async fn read_shapes(client: &Client, oid: u32) -> Result<Vec<(u32, Shape)>> {
     let mut shapes: Vec<(u32, Shape)> = Vec::new();
-    for row in statements::rows(client, COLUMNS, &[]).await? {
+    for row in statements::rows(client, COLUMNS, &[(&oid, Type::OID)]).await? {
         let oid: u32 = statements::field(&row, 0)?;
         let column = column(&row)?;
         match shapes.last_mut() {
@@ -69,10 +74,11 @@ pub async fn shapes(client: &Client) -> Result<Vec<(u32, Shape)>> {
 /// # Errors
 /// What the server says.
 pub async fn shape(client: &Client, table: &TableName) -> Result<Shape> {
-    const OID: &str = "SELECT coalesce(to_regclass($1)::oid, 0)";
-    let oid: u32 = statements::value(client, OID, &[(&table.sql(), Type::TEXT)]).await?;
-    let found = shapes(client).await?.into_iter().find(|(other, _)| *other == oid);
-    Ok(found.map(|(_, shape)| shape).unwrap_or_default())
+    const OID: &str = "SELECT to_regclass($1)::oid";
+    let Some(oid) = statements::value::<Option<u32>>(client, OID, &[(&table.sql(), Type::TEXT)]).await? else {
+        return Ok(Shape::default());
+    };
+    Ok(read_shapes(client, oid).await?.pop().map(|(_, shape)| shape).unwrap_or_default())
 }
 
 fn column(row: &Row) -> Result<ImageColumn> {
