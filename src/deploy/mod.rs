@@ -83,13 +83,17 @@ async fn add_topics(pipeline: &Pipeline, nodes: &BTreeMap<String, Node<'_>>, rep
     let mut seen = BTreeSet::new();
     for flow in pipeline.flows.iter().filter(|flow| seen.insert(flow.object())) {
         if let Some(source) = nodes.get(&flow.from) {
-            let state = flow::state(&source.session, &flow.log()).await.map_err(|fault| fault.at(source.name()))?;
-            let survey = topic::survey(pipeline, flow, Some(&state)).await?;
+            let survey = survey_topic(pipeline, flow, source).await?;
             report.findings.extend(survey.findings);
             report.changes.extend(survey.changes);
         }
     }
     Ok(())
+}
+
+async fn survey_topic(pipeline: &Pipeline, flow: &FlowName, source: &Node<'_>) -> Result<topic::Survey> {
+    let state = flow::state(&source.session, &flow.log()).await.map_err(|fault| fault.at(source.name()))?;
+    topic::survey(pipeline, flow, Some(&state)).await
 }
 
 /// Installs what is missing; the report holds the changes made and the findings that do not block.
@@ -217,10 +221,6 @@ pub async fn holds_history(pipeline: &Pipeline, only: Option<&str>) -> Result<bo
 /// # Errors
 /// What a connection or a query says; `Blocked` when the rules select no tables that could be published.
 pub async fn print(pipeline: &Pipeline) -> Result<String> {
-    if pipeline.flows.iter().any(|flow| flow.shared) {
-        let what = "a script for flows that share a topic is not supported yet in this version";
-        return Err(Fault::new(Code::Usage, what).remedy("run `sitepair deploy`, with an `admin` for each site"));
-    }
     let nodes = open(pipeline, None).await?;
     let mut text = print::head(pipeline);
     let plans = survey(pipeline, &nodes).await?;
@@ -228,8 +228,13 @@ pub async fn print(pipeline: &Pipeline) -> Result<String> {
         let what = "a table changes its lane, which a script can't do: it must know that nobody applies";
         return Err(Fault::new(Code::Usage, what).remedy("run `sitepair deploy`, with an `admin` for each site"));
     }
+    let mut seen = BTreeSet::new();
     for plan in &plans {
-        text.push_str(&print::flow(plan)?);
+        let topic = match plan.source.filter(|_| seen.insert(plan.flow.object())) {
+            Some(source) => survey_topic(pipeline, plan.flow, source).await?,
+            None => topic::Survey::default(),
+        };
+        text.push_str(&print::flow(plan, &topic)?);
     }
     Ok(text)
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::config::{ConnInfo, Pipeline, SslMode};
 use crate::model::names::{quote_ident, quote_literal};
 use crate::model::{Code, Fault, Result, TableName};
+use crate::postgres::flow;
 use crate::rules::Selected;
 
 use super::finding::Severity;
@@ -15,6 +16,7 @@ use super::script::{self, File};
 use super::server::Node;
 use super::slot;
 use super::step::{self, End, Step};
+use super::topic::Survey;
 
 /// What the script opens with.
 pub(super) fn head(pipeline: &Pipeline) -> String {
@@ -27,8 +29,8 @@ pub(super) fn head(pipeline: &Pipeline) -> String {
     )
 }
 
-/// The part of one flow: its target, then its source.
-pub(super) fn flow(plan: &FlowPlan<'_>) -> Result<String> {
+/// The part of one flow: its topic where that is not there by itself, its target, then its source.
+pub(super) fn flow(plan: &FlowPlan<'_>, topic: &Survey) -> Result<String> {
     if let Some(guard) = &plan.guard {
         return Err(guard.clone());
     }
@@ -41,13 +43,25 @@ pub(super) fn flow(plan: &FlowPlan<'_>) -> Result<String> {
         return Err(Fault::new(Code::Blocked, format!("no tables that could be published{first}")));
     }
     let mut text = format!("\n-- Flow {}\n", plan.flow);
-    for finding in plan.findings.iter().filter(|finding| finding.severity == Severity::Blocking) {
+    let findings = plan.findings.iter().chain(&topic.findings);
+    for finding in findings.filter(|finding| finding.severity == Severity::Blocking) {
         let line = format!("{}: {} {}: {}", finding.site, finding.subject, finding.what, finding.remedy);
         text.push_str(&format!("-- blocks unless this script mends it: {}\n", line.replace(['\n', '\r'], " ")));
     }
+    text.push_str(&topic_part(topic));
     text.push_str(&target_part(plan, target));
     text.push_str(&source_part(plan, source));
     Ok(text)
+}
+
+/// What psql can't do, and must be done before: a flow without its topic would only hold WAL back.
+fn topic_part(topic: &Survey) -> String {
+    let mut text = String::new();
+    for change in &topic.changes {
+        line(&mut text, &format!("-- {}: before this script, with Kafka's tools, run", change.what));
+        line(&mut text, &format!("-- {}", change.sql));
+    }
+    text
 }
 
 fn target_part(plan: &FlowPlan<'_>, target: &Node<'_>) -> String {
@@ -91,8 +105,19 @@ fn source_part(plan: &FlowPlan<'_>, source: &Node<'_>) -> String {
         line(&mut text, &rights::grant_select(selected, &source.login.name));
     }
     text.push_str(&lacking(plan, End::Source));
+    text.push_str(&left_out(plan));
     text.push_str(&slot_part(plan, source));
     text
+}
+
+/// What changes a publication that a reader follows: `deploy` alone does it, since a script can't be run twice there.
+fn left_out(plan: &FlowPlan<'_>) -> String {
+    let running = !plan.steps.iter().any(|step| matches!(step, Step::Start { .. }));
+    let changes = plan.steps.iter().filter(|step| match step {
+        Step::Publish { .. } | Step::Enter { .. } | Step::Settle { .. } | Step::Filters { .. } => running,
+        Step::Run { .. } | Step::Grant { .. } | Step::Origin { .. } | Step::Join | Step::Start { .. } => false,
+    });
+    changes.map(|step| format!("-- left to `sitepair deploy`: {}\n", step.change(plan.flow).what)).collect()
 }
 
 /// Publication, slot and the flow's row.
@@ -100,15 +125,23 @@ fn slot_part(plan: &FlowPlan<'_>, source: &Node<'_>) -> String {
     let (object, flow) = (plan.flow.object(), quote_literal(&plan.flow.to_string()));
     let (slot, publication) = (quote_literal(&object), quote_ident(&object));
     let lane = plan.flow.lane.as_deref().map_or("NULL".to_owned(), quote_literal);
+    let filters = step::set_filters_sql(plan.flow, &step::filters(&plan.selected));
+    let join = if plan.flow.shared {
+        let note = "-- Another flow reads the slot: this one begins at the topic's end.";
+        format!("\\elif :is_read\n{note}\nBEGIN;\n{};\n{filters}\nCOMMIT;\n", flow::join_sql(plan.flow))
+    } else {
+        String::new()
+    };
     format!(
         "\
-SELECT EXISTS (SELECT FROM sitepair.flow WHERE flow = {flow} AND start_lsn IS NOT NULL) AS deployed \\gset
+SELECT EXISTS (SELECT FROM sitepair.flow WHERE flow = {flow} AND start_lsn IS NOT NULL) AS deployed,
+       EXISTS (SELECT FROM sitepair.flow WHERE slot = {slot} AND start_lsn IS NOT NULL) AS is_read \\gset
 \\if :deployed
 \\echo flow {plain} is deployed already: its publication and slot stay as they are
-\\else
+{join}\\else
 DO $$BEGIN
     IF EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {slot})
-       AND NOT EXISTS (SELECT FROM sitepair.flow WHERE flow = {flow}) THEN
+       AND NOT EXISTS (SELECT FROM sitepair.flow WHERE slot = {slot}) THEN
         RAISE EXCEPTION 'slot {object} exists, and sitepair.flow knows nothing of it'
             USING HINT = 'If nobody needs it, drop it by pg_drop_replication_slot and run this script again.';
     END IF;
@@ -124,7 +157,7 @@ INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, sy
     FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d WHERE d.datname = current_database()
     ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = NULL, system_id = excluded.system_id,
         timeline = excluded.timeline, slot = excluded.slot, database = excluded.database,
-        database_oid = excluded.database_oid, entering = '{{}}', entering_xmax = NULL, created_at = now();
+        database_oid = excluded.database_oid, entering = '{{}}', entering_xmax = NULL, slot_dropped = NULL, created_at = now();
 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot};
 -- Waits until every transaction that is running now has ended.
 SELECT lsn AS start_lsn FROM {call} \\gset
@@ -133,7 +166,6 @@ UPDATE sitepair.flow SET start_lsn = :'start_lsn' WHERE flow = {flow};
 \\endif
 ",
         plain = plan.flow,
-        filters = step::set_filters_sql(plan.flow, &step::filters(&plan.selected)),
         create = publication::create_sql(&object, &plan.selected),
         pipeline = quote_literal(&plan.flow.pipeline),
         from = quote_literal(&plan.flow.from),

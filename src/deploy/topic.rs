@@ -6,7 +6,7 @@
 use bytesize::ByteSize;
 
 use crate::config::{CopyWay, Pipeline, Topic as Configured, TopicKind};
-use crate::model::{Fault, FlowName, Result, TableName};
+use crate::model::{Code, Fault, FlowName, Result, TableName};
 use crate::ports::TopicReader;
 use crate::postgres::flow::FlowState;
 use crate::postgres::{size, topic_copy};
@@ -109,13 +109,16 @@ pub(super) async fn check_copy(
 /// Creates the topic of a flow where it is missing.
 pub(super) async fn install(pipeline: &Pipeline, flow: &FlowName) -> Result<()> {
     let TopicKind::Kafka(kafka) = &pipeline.topic.kind else { return Ok(()) };
-    let admin = Admin::open(&Cluster::new(kafka, flow))?;
+    let cluster = Cluster::new(kafka, flow);
+    let admin = Admin::open(&cluster)?;
     let standing = admin.standing().await?;
     if standing.topic.is_some() {
         return Ok(());
     }
     let wanted = Wanted::of(&pipeline.topic, standing.brokers);
-    admin.create(wanted.replicas, &wanted.settings()).await
+    let by_hand = || format!("let an administrator of Kafka run `{}`, then deploy again", wanted.create(&cluster));
+    let created = admin.create(wanted.replicas, &wanted.settings()).await;
+    created.map_err(|fault| if fault.code == Code::MissingRight { fault.remedy(by_hand()) } else { fault })
 }
 
 /// Deletes the topic in Kafka with `yes`, else says that it stays. One that lies at this node makes way for that of a later
@@ -132,7 +135,7 @@ pub(super) async fn remove(pipeline: &Pipeline, flow: &FlowName, yes: bool) -> R
     if admin.standing().await?.topic.is_none() {
         return Ok(survey);
     }
-    let sql = format!("kafka-topics.sh --delete --topic {}", cluster.topic);
+    let sql = topics_tool(&cluster, "--delete");
     if yes {
         admin.delete().await?;
         let what = format!("delete Kafka topic {}", cluster.topic);
@@ -175,13 +178,16 @@ async fn left_over(
     };
     if held != own {
         let what = "holds records of another deployment of this flow";
-        let remedy = format!(
-            "kafka-topics.sh --delete --topic {}, or `sitepair resync` if the flow is to begin anew",
-            cluster.topic
-        );
+        let delete = topics_tool(cluster, "--delete");
+        let remedy = format!("{delete}, or `sitepair resync` if the flow is to begin anew");
         found.blocking(subject, what, remedy);
     }
     Ok(())
+}
+
+/// A command of Kafka's own tools for the topic.
+fn topics_tool(cluster: &Cluster, options: &str) -> String {
+    format!("kafka-topics.sh --bootstrap-server {} --topic {} {options}", cluster.servers(), cluster.topic)
 }
 
 /// How the topic should be.
@@ -214,15 +220,19 @@ impl Wanted {
         ]
     }
 
-    fn change(&self, cluster: &Cluster, flow: &FlowName) -> Change {
-        let name = &cluster.topic;
-        let mut sql =
-            format!("kafka-topics.sh --create --topic {name} --partitions 1 --replication-factor {}", self.replicas);
+    /// The command of Kafka's tools that does what [`install`] does.
+    fn create(&self, cluster: &Cluster) -> String {
+        let options = format!("--create --if-not-exists --partitions 1 --replication-factor {}", self.replicas);
+        let mut command = topics_tool(cluster, &options);
         for (setting, value) in self.settings() {
-            sql.push_str(&format!(" --config {setting}={value}"));
+            command.push_str(&format!(" --config {setting}={value}"));
         }
-        let what = format!("create Kafka topic {name}: 1 partition, {} replicas", self.replicas);
-        Change { site: flow.from.clone(), what, sql }
+        command
+    }
+
+    fn change(&self, cluster: &Cluster, flow: &FlowName) -> Change {
+        let what = format!("create Kafka topic {}: 1 partition, {} replicas", cluster.topic, self.replicas);
+        Change { site: flow.from.clone(), what, sql: self.create(cluster) }
     }
 
     /// Each difference that matters, as a finding.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Row};
 
+use crate::model::names::quote_literal;
 use crate::model::record::{FlowIdentity, Genesis};
 use crate::model::{Code, Fault, FlowName, Lsn, Result, TableName};
 
@@ -145,20 +146,27 @@ fn named(row: &Row) -> FlowName {
 /// # Errors
 /// `NotDeployed` when nobody reads it any more, else what the server says.
 pub async fn join(client: &Client, name: &FlowName) -> Result<()> {
-    let sql = "INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, start_lsn, system_id, timeline, \
-                                          slot, database, database_oid, filters) \
-               SELECT $1, flow_id, pipeline, lane, from_site, $2, start_lsn, system_id, timeline, slot, database, database_oid, \
-                      filters \
-               FROM sitepair.flow WHERE slot = $3 AND start_lsn IS NOT NULL AND flow <> $1 ORDER BY flow LIMIT 1 \
-               ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = excluded.start_lsn, \
-                  system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
-                  database = excluded.database, database_oid = excluded.database_oid, filters = excluded.filters, \
-                  entering = '{}', entering_xmax = NULL, slot_dropped = NULL, created_at = now()";
-    let joined = client.execute(sql, &[&name.to_string(), &name.to, &name.object()]).await;
+    let joined = client.execute(&join_sql(name), &[]).await;
     match joined.map_err(|error| sqlstate::fault(&error))? {
         0 => Err(Fault::new(Code::NotDeployed, format!("flow {name}: nobody reads slot {} any more", name.object()))),
         _ => Ok(()),
     }
+}
+
+/// The statement that does it.
+pub fn join_sql(name: &FlowName) -> String {
+    let (flow, to, slot) = (quote_literal(&name.to_string()), quote_literal(&name.to), quote_literal(&name.object()));
+    format!(
+        "INSERT INTO sitepair.flow (flow, flow_id, pipeline, lane, from_site, to_site, start_lsn, system_id, timeline, \
+                                    slot, database, database_oid, filters) \
+         SELECT {flow}, flow_id, pipeline, lane, from_site, {to}, start_lsn, system_id, timeline, slot, database, \
+                database_oid, filters \
+         FROM sitepair.flow WHERE slot = {slot} AND start_lsn IS NOT NULL AND flow <> {flow} ORDER BY flow LIMIT 1 \
+         ON CONFLICT (flow) DO UPDATE SET flow_id = excluded.flow_id, start_lsn = excluded.start_lsn, \
+            system_id = excluded.system_id, timeline = excluded.timeline, slot = excluded.slot, \
+            database = excluded.database, database_oid = excluded.database_oid, filters = excluded.filters, \
+            entering = '{{}}', entering_xmax = NULL, slot_dropped = NULL, created_at = now()"
+    )
 }
 
 /// Gives up what is deployed on the log of `name`: the next deploy makes it anew.

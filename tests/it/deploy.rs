@@ -349,6 +349,16 @@ async fn a_dba_can_run_the_script_instead() {
             check_deployed(&pair).await;
         }
         assert_eq!(pair.deployed().await.changes, []);
+        assert!(!script.contains("left to"), "{script}");
+        // What a running flow's publication lacks is named, and left to `deploy`.
+        pair.both("create table account_more (id int primary key)");
+        let tables = std::mem::replace(&mut pair.tables, r#"include = ["public.account*"]"#.to_owned());
+        let script = deploy::print(&pair.pipeline()).await.unwrap_or_else(|fault| panic!("{fault}"));
+        let left = format!("-- left to `sitepair deploy`: publication {}: add public.account_more", pair.object());
+        assert!(script.lines().any(|line| line == left), "{script}");
+        psql(pair.source.cluster, "postgres", &script);
+        pair.tables = tables;
+        check_deployed(&pair).await;
         // Without an administrator the login asks for nothing that the DBA has not given it.
         pair.admin = false;
         assert_eq!(pair.deployed().await.changes, []);

@@ -5,6 +5,7 @@ pub mod flow;
 mod kill;
 mod spool;
 mod through;
+mod tools;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Two sites with the real program between them: what end-to-end tests are written with.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,20 +135,33 @@ impl Pair {
 
     /// Runs the fenced `sh` commands of a page in docs/runbooks, all of which must succeed; gives what they print.
     pub fn runbook(&self, page: &str, variables: &[(&str, &str)]) -> String {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks").join(page);
+        self.runbook_part(page, "", Path::new("."), variables)
+    }
+
+    /// Likewise for what stands below one heading of the page, up to the next; `tools` is a directory of further programs.
+    pub fn runbook_part(&self, page: &str, heading: &str, tools: &Path, variables: &[(&str, &str)]) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks").join(page);
         let text = fs::read_to_string(&path).expect("a runbook");
         let mut script = String::from("set -ex\n");
-        let mut inside = false;
+        let (mut inside, mut below, mut commands) = (false, heading.is_empty(), 0);
         for line in text.lines().map(str::trim) {
             match (line, inside) {
                 ("```sh", false) => inside = true,
                 ("```", true) => inside = false,
-                (command, true) => script.push_str(&format!("{command}\n")),
+                (command, true) if below => {
+                    script.push_str(&format!("{command}\n"));
+                    commands += 1;
+                }
+                (line, false) if line.starts_with('#') && !heading.is_empty() => {
+                    below = line.trim_start_matches('#').trim() == heading;
+                }
                 _ => {}
             }
         }
-        let program = std::path::Path::new(env!("CARGO_BIN_EXE_sitepair")).parent().expect("a directory");
-        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
+        assert!(commands > 0, "{page} has no commands below \"{heading}\"");
+        let program = Path::new(env!("CARGO_BIN_EXE_sitepair")).parent().expect("a directory");
+        let inherited = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{}:{inherited}", program.display(), tools.display());
         let mut command = Command::new("sh");
         command.args(["-c", &script]).env("PATH", path).env("PIPELINE", &self.file).stdin(Stdio::null());
         let ended = Ended::from(command.envs(variables.iter().copied()).output().expect("sh runs"));

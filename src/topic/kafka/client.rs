@@ -49,7 +49,12 @@ impl Cluster {
 
     /// What messages name: `Kafka topic NAME at BROKERS`.
     pub fn place(&self) -> String {
-        format!("Kafka topic {} at {}", self.topic, self.kafka.brokers.join(","))
+        format!("Kafka topic {} at {}", self.topic, self.servers())
+    }
+
+    /// The brokers as Kafka's tools take them.
+    pub fn servers(&self) -> String {
+        self.kafka.brokers.join(",")
     }
 
     /// What every client has in common; the pipeline file's properties are laid over it, but can't touch what counts.
@@ -65,7 +70,7 @@ impl Cluster {
             config.set(name, value.reveal());
         }
         config
-            .set("bootstrap.servers", self.kafka.brokers.join(","))
+            .set("bootstrap.servers", self.servers())
             .set("allow.auto.create.topics", "false")
             .set_log_level(RDKafkaLogLevel::Error);
         config
@@ -230,6 +235,8 @@ pub fn fault(place: &str, doing: &str, error: &KafkaError, events: Option<&Event
         KafkaError::Transaction(transaction) => passing(meaning(transaction.code())),
         // The cluster's own word on what there is.
         KafkaError::MetadataFetch(code) => meaning(*code),
+        // rdkafka_error_code() leaves this one out.
+        KafkaError::AdminOp(code) => passing(meaning(*code)),
         other => other.rdkafka_error_code().map_or(Code::Unreachable, |code| passing(meaning(code))),
     };
     let code = if error.rdkafka_error_code().is_some_and(is_of_login) { Code::Unreachable } else { code };

@@ -3,6 +3,7 @@
 //! `SITEPAIR_TEST_KAFKA` is the directory of jars that `tests/setup/kafka` filled; `make test` sets it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,8 +16,15 @@ use tempfile::TempDir;
 
 /// Longest start of a broker.
 const START_WITHIN: Duration = Duration::from_secs(180);
-/// A user who may do everything, and one who may do nothing; their passwords are their names backwards.
-const USERS: [&str; 2] = ["admin", "nobody"];
+/// A user who may do everything, one who may do nothing, and one who is given rights; their passwords are their names backwards.
+const USERS: [&str; 3] = ["admin", "nobody", "clerk"];
+/// Kafka's own tools, and the class that each script starts.
+const TOOLS: [(&str, &str); 4] = [
+    ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+    ("kafka-consumer-groups.sh", "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"),
+    ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+    ("kafka-transactions.sh", "org.apache.kafka.tools.TransactionsCommand"),
+];
 
 const LOGGING: &str = "status = warn\nappender.console.type = Console\nappender.console.name = OUT\n\
     appender.console.layout.type = PatternLayout\nappender.console.layout.pattern = [%d] %p %m (%c)%n\n\
@@ -170,6 +178,28 @@ impl Brokers {
     pub fn start_all(&self) {
         (0..self.nodes.len()).for_each(|id| self.launch(id));
         (0..self.nodes.len()).for_each(|id| self.wait(id));
+    }
+
+    /// A directory with Kafka's own tools, as the archive of Kafka has them in `bin`.
+    pub fn tools(&self) -> PathBuf {
+        let bin = self.dir.path().join("bin");
+        fs::create_dir_all(&bin).expect("a directory");
+        for (script, class) in TOOLS {
+            let command = java(self.dir.path(), "-Xmx128m");
+            let words = command.get_args().map(|word| format!("'{}'", word.to_str().expect("UTF-8")));
+            let line = format!("exec java {} {class} \"$@\"", words.collect::<Vec<_>>().join(" "));
+            // Another test may be starting it.
+            let (file, made) = (bin.join(script), bin.join(format!("{script}.{:?}", std::thread::current().id())));
+            fs::write(&made, format!("#!/bin/sh\n{line}\n")).expect("writable");
+            fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).expect("mode");
+            fs::rename(&made, &file).expect("renamed");
+        }
+        bin
+    }
+
+    /// Loses what the broker knows of transactions, as a disk may; the records stay. The broker must be stopped.
+    pub fn forget_transactions(&self, id: usize) {
+        fs::remove_dir_all(self.nodes[id].dir.join("data/__transaction_state-0")).expect("removed");
     }
 
     /// `HOST:PORT` of each.

@@ -13,6 +13,12 @@ use crate::kill::{Load, RULES, SCHEMA, TABLES};
 use crate::pair::{Daemon, Ended, PATIENCE, Pair};
 use crate::support::{Database, database, program};
 
+/// The topic lies in Kafka.
+fn in_kafka() -> String {
+    let brokers: Vec<String> = broker::shared().addresses().iter().map(|address| format!("\"{address}\"")).collect();
+    format!("kind = \"kafka\"\nbrokers = [{}]", brokers.join(", "))
+}
+
 /// Site a, and three targets.
 struct Fan {
     /// Its target is exchanged for what is looked at.
@@ -163,10 +169,7 @@ fn who_is_slow_or_down_holds_up_nobody() {
 
 #[test]
 fn who_is_slow_or_down_holds_up_nobody_over_kafka() {
-    let brokers: Vec<String> = broker::shared().addresses().iter().map(|address| format!("\"{address}\"")).collect();
-    both_ends().for_each(|version| {
-        one_slow_one_down(version, &format!("kind = \"kafka\"\nbrokers = [{}]", brokers.join(", ")));
-    });
+    both_ends().for_each(|version| one_slow_one_down(version, &in_kafka()));
 }
 
 fn one_slow_one_down(version: u32, topic: &str) {
@@ -343,4 +346,51 @@ fn a_target_begins_again_by_itself_or_all_of_them_do() {
         let ids = "select count(distinct flow_id) || ' ' || count(*) from sitepair.flow";
         assert_eq!(source.sql(ids), "1 2", "still one identity");
     }
+}
+
+/// Runs what `deploy --print` prints, as a DBA does: Kafka's commands first, then the script.
+fn deploy_by_script(fan: &Fan) {
+    let script = fan.asked(&["deploy", "--print"]).stdout;
+    let commands = script.lines().filter_map(|line| line.strip_prefix("-- kafka-topics.sh "));
+    for command in commands {
+        let mut tool = Command::new(broker::shared().tools().join("kafka-topics.sh"));
+        let ended = Ended::from(tool.args(command.split(' ')).output().expect("runs"));
+        assert_eq!(ended.code, 0, "{command}: {}{}", ended.stdout, ended.stderr);
+    }
+    crate::support::psql(fan.pair.source.cluster, "postgres", &script);
+}
+
+/// The first makes slot and topic, the next joins; whoever deploys after that finds nothing to do.
+fn deployed_by_scripts(version: u32, topic: &str) {
+    let mut fan = Fan::new(version, &["b"], topic);
+    let source = fan.pair.source.clone();
+    source.sql("insert into account select n, 'before' || n, 0, '' from generate_series(1, 300) n");
+    for targets in [vec!["b"], vec!["b", "c"], vec!["b", "c", "d"]] {
+        fan.write(&targets);
+        let planned = fan.asked(&["plan"]).stdout;
+        let makes_topic = topic.contains("kafka") && targets == ["b"];
+        assert_eq!(planned.contains("create Kafka topic"), makes_topic, "{planned}");
+        for _ in 0..2 {
+            deploy_by_script(&fan);
+        }
+        let planned = fan.asked(&["plan"]).stdout;
+        assert!(planned.contains("nothing to change"), "{planned}");
+        source.sql(&format!("insert into account values ({0}, 'after{0}')", 1000 + targets.len()));
+        fan.pair.run_once();
+        for site in targets {
+            fan.assert_equal(site);
+        }
+    }
+    let made = "select count(*) || ' ' || count(distinct flow_id) || ' ' || count(distinct slot) from sitepair.flow";
+    assert_eq!(source.sql(made), "3 1 1");
+}
+
+#[test]
+fn a_dba_deploys_targets_of_one_topic_by_script() {
+    both_ends().for_each(|version| deployed_by_scripts(version, AT_PEER));
+}
+
+#[test]
+fn a_dba_deploys_targets_of_one_topic_in_kafka_by_script() {
+    both_ends().for_each(|version| deployed_by_scripts(version, &in_kafka()));
 }
