@@ -370,7 +370,7 @@ impl Ladder {
         effects: &mut Effects,
     ) -> Result<Aside, Failure> {
         self.writer.target.open_with(frame.open()).await?;
-        let (skips, aside) = self.set_aside(unit, culprits)?;
+        let (skips, aside) = self.set_aside(unit, culprits).await?;
         self.writer.write(unit.changes, unit.plan, &skips, effects).await?;
         // Without the progress that may follow the last transaction.
         let end_lsn = unit.first_end.filter(|_| unit.transactions == 1).unwrap_or(unit.end_lsn);
@@ -395,7 +395,7 @@ impl Ladder {
     }
 
     /// The slots that are not written: culprits, what depends on them, and what needs a key or value parked earlier (A6).
-    pub(super) fn set_aside(
+    pub(super) async fn set_aside(
         &mut self,
         unit: &Unit<'_>,
         culprits: &[(usize, usize, u32, Culprit)],
@@ -404,22 +404,30 @@ impl Ladder {
         if culprits.is_empty() && self.parked.is_empty() {
             return Ok((skips, set_aside));
         }
+        let mut here = Parked::default();
         for (number, stage) in unit.plan.stages.iter().enumerate() {
             for relation in &stage.truncate {
                 if (self.writer.truncate)(&relation.table) == TruncatePolicy::Apply {
                     set_aside.emptied.insert(relation.table.clone(), relation.filter.is_some());
                     set_aside.parked.retain(|park| park.table != relation.table);
+                    here.forget(&Emptied::from([(relation.table.clone(), false)]));
                 }
             }
             let tables = self.writer.tables(stage)?;
             for (at, (table, slots)) in tables.iter().zip(&stage.tables).enumerate() {
                 let view = View { changes: unit.changes, slots, table };
-                let here = |(s, t, _, _): &&(usize, usize, u32, Culprit)| (*s, *t) == (number, at);
-                let named: Vec<_> = culprits.iter().filter(here).collect();
+                let its = |(s, t, _, _): &&(usize, usize, u32, Culprit)| (*s, *t) == (number, at);
+                let named: Vec<_> = culprits.iter().filter(its).collect();
+                let name = &table.relation.table;
+                if named.is_empty() && ![&self.parked, &self.followed, &here].iter().any(|parked| parked.has(name)) {
+                    continue;
+                }
+                let held = self.held(view, !set_aside.emptied.contains_key(name)).await?;
                 let mut aside: HashSet<u32> = named.iter().map(|(_, _, slot, _)| *slot).collect();
-                aside.extend(self.parked.needed_by(view, &set_aside.emptied));
+                aside.extend(self.parked.needed_by(view, &held, &set_aside.emptied));
+                aside.extend(here.needed_by(view, &held, &Emptied::new()));
                 let aside = closure(slots, &aside);
-                let left_out = closure(slots, &self.followed.needed_by(view, &set_aside.emptied));
+                let left_out = closure(slots, &self.followed.needed_by(view, &held, &set_aside.emptied));
                 if !left_out.is_empty() {
                     set_aside.left_out.push((view.slots.relation.table.clone(), left_out.len() as u64));
                 }
@@ -431,7 +439,9 @@ impl Ladder {
                         Some((_, _, _, culprit)) => (culprit.sqlstate.as_str(), culprit.what.as_str()),
                         None => ("", "it needs a key or a unique value of an operation parked before"),
                     };
-                    set_aside.parked.push(ParkedRow::of(view, slot, state, what));
+                    let park = ParkedRow::of(view, slot, &held, state, what);
+                    here.add(&park);
+                    set_aside.parked.push(park);
                 }
                 if !aside.is_empty() {
                     skips.insert((number, at), aside);

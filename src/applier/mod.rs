@@ -24,6 +24,7 @@ mod drift;
 mod feed;
 mod fetch;
 mod halt;
+pub mod held;
 mod ladder;
 mod literal;
 mod members;

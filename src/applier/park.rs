@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::ToSql;
 
+use super::held::Held;
 use super::literal::key_json;
 use super::reduce::{Origin, State};
 use super::target::Culprit;
@@ -109,7 +110,7 @@ impl Parked {
     }
 
     /// Slots that need a parked key or its unique values; before them in the unit, a TRUNCATE emptied some tables.
-    pub fn needed_by(&self, view: View<'_>, emptied: &Emptied) -> HashSet<u32> {
+    pub fn needed_by(&self, view: View<'_>, held: &Held, emptied: &Emptied) -> HashSet<u32> {
         let table = &view.table.relation.table;
         let (keys, values) = match emptied.get(table) {
             None => (Some(&self.keys), Some(&self.values)),
@@ -121,7 +122,9 @@ impl Parked {
         };
         let slots = 0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX);
         let needs = |slot: &u32| {
-            holds(keys, key_json(&view.key(*slot))) || held(view, *slot).into_iter().any(|value| holds(values, value))
+            let mut entries = held.get(slot).into_iter().flatten();
+            holds(keys, key_json(&view.key(*slot)))
+                || entries.any(|entry| holds(values, entry.value.clone()) || holds(values, entry.any.clone()))
         };
         slots.filter(needs).collect()
     }
@@ -132,37 +135,20 @@ fn compact(json: &str) -> String {
     serde_json::from_str::<serde_json::Value>(json).map_or_else(|_| json.to_owned(), |value| value.to_string())
 }
 
-/// The unique values of a slot's final row, one text for each index that is over columns: `["column", …, "value", …]`.
-fn held(view: View<'_>, slot: u32) -> Vec<String> {
-    let row = view.row(slot);
-    if row.is_empty() {
-        return Vec::new();
-    }
-    let relation = &view.table.relation;
-    let of = |columns: &Vec<String>| {
-        let mut parts: Vec<String> = columns.clone();
-        for name in columns {
-            let position = relation.columns.iter().position(|column| column.name == *name)?;
-            parts.push(String::from_utf8_lossy(row[position].as_bytes()?).into_owned());
-        }
-        serde_json::to_string(&parts).ok()
-    };
-    view.table.others.iter().map(|index| &index.columns).filter(|columns| !columns.is_empty()).filter_map(of).collect()
-}
-
 impl ParkedRow {
     /// A slot's outcome, whole.
-    pub fn of(view: View<'_>, slot: u32, sqlstate: &str, error: &str) -> Self {
+    pub fn of(view: View<'_>, slot: u32, held: &Held, sqlstate: &str, error: &str) -> Self {
         let (state, relation) = (&view.slots.slots[slot as usize].state, &view.table.relation);
         let (operation, origin) = match state {
             State::Gone => ("delete", None),
             State::Live { whole: true, origin, .. } => ("upsert", Some(origin)),
             State::Live { whole: false, origin, .. } => ("update", Some(origin)),
         };
-        let old_key = match origin {
-            Some(Origin::Moved(from)) => Some(key_json(&view.key(*from))),
+        let from = match origin {
+            Some(Origin::Moved(from)) => Some(*from),
             Some(Origin::Here | Origin::New) | None => None,
         };
+        let entries = [Some(slot), from].into_iter().flatten().filter_map(|slot| held.get(&slot)).flatten();
         Self {
             table: relation.table.clone(),
             operation,
@@ -174,9 +160,9 @@ impl ParkedRow {
                 .collect(),
             row_filter: relation.filter.clone(),
             key: key_json(&view.key(slot)),
-            old_key,
+            old_key: from.map(|from| key_json(&view.key(from))),
             image: image(view, slot),
-            held: held(view, slot),
+            held: entries.map(|entry| entry.value.clone()).collect(),
             sqlstate: sqlstate.to_owned(),
             error: error.to_owned(),
         }

@@ -19,7 +19,7 @@ impl Ladder {
         effects: &mut Effects,
     ) -> Result<Vec<(usize, usize, u32, Culprit)>, Failure> {
         self.writer.target.open_with(frame.open()).await?;
-        let (skips, _) = self.set_aside(unit, known)?;
+        let (skips, _) = self.set_aside(unit, known).await?;
         let mut found = Vec::new();
         for (number, stage) in unit.plan.stages.iter().enumerate() {
             if !stage.truncate.is_empty() {

@@ -187,7 +187,7 @@ impl Table {
         let names = if based { self.stored("") } else { join(self.inserted().map(|column| column.name.clone()), ", ") };
         let condition = if based { "sitepair_based" } else { "NOT sitepair_based" };
         format!(
-            "INSERT INTO {} ({names}){} SELECT {names} FROM {FINAL} WHERE {condition} ORDER BY sitepair_nr{}",
+            "INSERT INTO {} AS sitepair_t ({names}){} SELECT {names} FROM {FINAL} WHERE {condition} ORDER BY sitepair_nr{}",
             self.sql,
             self.overriding(),
             self.on_conflict()

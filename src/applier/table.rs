@@ -50,6 +50,26 @@ pub(super) struct OtherIndex {
     pub predicate: Option<String>,
     /// Its columns by name, where it has no expressions.
     pub columns: Vec<String>,
+    pub name: String,
+    /// Terms, with their collations, that conflict only where they are equal, and whose equal values have one hash.
+    pub hashed: Vec<String>,
+    /// A row with a NULL in it conflicts with none.
+    pub nulls_distinct: bool,
+    exclusion: bool,
+    /// What a row holds in it can be read off the row: columns that the records bring, whose equal values have one text.
+    pub plain: bool,
+}
+
+impl OtherIndex {
+    fn is_plain(&self, relation: &Relation, found: &CatalogTable) -> bool {
+        let exact = |name: &String| {
+            let brought = relation.columns.iter().any(|column| column.name == *name);
+            let column = found.column(name).filter(|column| column.generation != Generation::Computed);
+            brought && column.is_some_and(equal_means_identical)
+        };
+        let simple = self.predicate.is_none() && self.nulls_distinct && !self.exclusion;
+        simple && !self.columns.is_empty() && self.columns.iter().all(exact)
+    }
 }
 
 /// All that is needed to write rows of one relation.
@@ -67,6 +87,10 @@ pub(super) struct Table {
     /// A replicated column outside of the key is GENERATED ALWAYS AS IDENTITY: only INSERT can give it its value (A4).
     pub insert_only: bool,
     pub others: Vec<OtherIndex>,
+    /// The key's index, where two texts may be one key.
+    pub loose_key: Option<OtherIndex>,
+    /// Columns with a constant as their default, quoted, each with it.
+    pub constants: Vec<(String, String)>,
     /// Columns that the target computes, quoted, each with its expression.
     pub computed: Vec<(String, String)>,
     /// Tables that reference it.
@@ -97,8 +121,9 @@ pub(super) struct Catalog {
     delimiters: HashMap<u32, u8>,
     /// Equality operators of types that are not built in.
     equalities: HashMap<u32, String>,
-    indexes: HashMap<u32, Vec<(String, OtherIndex)>>,
+    indexes: HashMap<u32, Vec<OtherIndex>>,
     computed: HashMap<u32, Vec<(String, String)>>,
+    constants: HashMap<u32, Vec<(String, String)>>,
     shapes: HashMap<u32, Shape>,
     matched: HashMap<Arc<Relation>, Arc<Table>>,
 }
@@ -117,15 +142,31 @@ fn indexes() -> String {
         "SELECT i.indrelid, c.relname, pg_get_expr(i.indpred, i.indrelid), \
      {INDEX_TERMS}, \
      array_agg((SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[k.n - 1] \
-          AND a.attnum > 0) ORDER BY k.n) \
+          AND a.attnum > 0) ORDER BY k.n), \
+     array_agg(CASE WHEN {HASHED} THEN pg_get_indexdef(i.indexrelid, k.n, false) || coalesce((SELECT format(' COLLATE %I.%I', \
+          n.nspname, l.collname) FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace \
+          WHERE l.oid = i.indcollation[k.n - 1]), '') END ORDER BY k.n), NOT i.indnullsnotdistinct, i.indisexclusion \
      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid \
      LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' AND x.conrelid = i.indrelid \
      CROSS JOIN LATERAL generate_series(1, i.indnkeyatts) AS k(n) \
      WHERE (i.indisunique OR i.indisexclusion) AND t.relnamespace NOT IN \
            (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')) \
-     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred"
+     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred, i.indnullsnotdistinct, i.indisexclusion"
     )
 }
+
+/// The operator of conflict is the equality of a type's default hash class. Those of arrays, ranges and rows are not asked:
+/// whether they have a hash depends on what they are made of.
+const HASHED: &str = "EXISTS (SELECT FROM pg_amop h JOIN pg_operator w ON w.oid = h.amopopr JOIN pg_type y ON y.oid = w.oprleft \
+     JOIN pg_opclass d ON d.opcfamily = h.amopfamily AND d.opcdefault \
+     WHERE h.amopmethod = 405 AND (y.typtype <> 'p' OR y.oid = 'anyenum'::regtype) AND h.amopopr = coalesce(x.conexclop[k.n], \
+        (SELECT a.amopopr FROM pg_opclass p JOIN pg_amop a ON a.amopfamily = p.opcfamily AND a.amoplefttype = p.opcintype \
+           AND a.amoprighttype = p.opcintype AND a.amopstrategy = 3 AND a.amoppurpose = 's' WHERE p.oid = i.indclass[k.n - 1])))";
+
+/// Columns with a constant default.
+const CONSTANTS: &str = "SELECT d.adrelid, a.attname::text, pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d \
+     JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum \
+     WHERE a.attgenerated = '' AND d.adbin::text LIKE '{CONST %'";
 
 /// Generated columns and their expressions.
 const COMPUTED: &str = "SELECT d.adrelid, quote_ident(a.attname), pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d \
@@ -150,11 +191,20 @@ impl Catalog {
                 terms: terms.into_iter().zip(operators).collect(),
                 predicate: row.get(2),
                 columns: columns.into_iter().collect::<Option<_>>().unwrap_or_default(),
+                name: row.get(1),
+                hashed: row.get::<_, Vec<Option<String>>>(6).into_iter().flatten().collect(),
+                nulls_distinct: row.get::<_, bool>(7) || row.get::<_, bool>(8),
+                exclusion: row.get(8),
+                plain: false,
             };
-            catalog.indexes.entry(row.get(0)).or_default().push((row.get(1), index));
+            catalog.indexes.entry(row.get(0)).or_default().push(index);
         }
         for row in client.query(COMPUTED, &[]).await.map_err(fault)? {
             catalog.computed.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
+        }
+        for row in client.query(CONSTANTS, &[]).await.map_err(fault)? {
+            let column = quote_ident(row.get(1));
+            catalog.constants.entry(row.get(0)).or_default().push((column, row.get(2)));
         }
         catalog.shapes = image::shapes(client).await?.into_iter().collect();
         catalog.tables = tables.into_iter().map(|table| (table.table.clone(), table)).collect();
@@ -247,14 +297,19 @@ impl Catalog {
         let columns: Vec<TargetColumn> = columns.collect();
         let stored: Vec<&CatalogColumn> =
             found.columns.iter().filter(|column| column.generation != Generation::Computed).collect();
-        let others = self.indexes.get(&found.oid).into_iter().flatten();
+        let indexes = self.indexes.get(&found.oid).into_iter().flatten();
+        let indexes = indexes.map(|index| OtherIndex { plain: index.is_plain(relation, found), ..index.clone() });
+        let (keys, others): (Vec<_>, Vec<_>) = indexes.partition(|index| index.name == key_index);
+        let loose = |index: &OtherIndex| !index.plain && index.hashed.len() == index.terms.len();
         Ok(Table {
             relation: Arc::clone(relation),
             sql,
             overriding: stored.iter().any(|column| column.generation == Generation::IdentityAlways),
             insert_only: columns.iter().any(|column| column.inserted && !column.set && !column.key),
             stored: stored.iter().map(|column| quote_ident(&column.name)).collect(),
-            others: others.filter(|(name, _)| *name != key_index).map(|(_, index)| index.clone()).collect(),
+            others,
+            loose_key: keys.into_iter().find(loose),
+            constants: self.constants.get(&found.oid).cloned().unwrap_or_default(),
             computed: self.computed.get(&found.oid).cloned().unwrap_or_default(),
             referenced_by: found.referenced_by.clone(),
             shape: self.shapes.get(&found.oid).cloned().unwrap_or_default(),

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Error, Statement};
+use tokio_postgres::{Error, Row, Statement};
 
 use super::ApplierParts;
 use super::checkpoint::{self, Step};
@@ -191,6 +191,20 @@ impl Target {
             }
             Some(_) | None => sqlstate::fault(&error),
         })
+    }
+
+    /// What a query about a table gives.
+    pub async fn rows(
+        &mut self,
+        table: &Table,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> std::result::Result<Vec<Row>, Failure> {
+        self.opened().await?;
+        let failure = |error: Error| Failure::of(&error, &table.relation.table);
+        let statement = self.prepare(sql).await.map_err(failure)?;
+        let params: Vec<_> = params.iter().map(|param| param as &(dyn ToSql + Sync)).collect();
+        self.session.query(&statement, &params).await.map_err(failure)
     }
 
     /// Sends all at once and gives the rows that each affected.

@@ -294,10 +294,7 @@ impl Writer {
 
     /// Runs a query whose only column is a row number.
     pub async fn numbers(&mut self, table: &Table, sql: &str, params: &[Param<'_>]) -> Result<Vec<u32>, Failure> {
-        let failure = |error: tokio_postgres::Error| Failure::of(&error, &table.relation.table);
-        let statement = self.target.prepare(sql).await.map_err(failure)?;
-        let params: Vec<_> = params.iter().map(|param| param as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-        let rows = self.target.session.query(&statement, &params).await.map_err(failure)?;
+        let rows = self.target.rows(table, sql, params).await?;
         Ok(rows.iter().map(|row| u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX)).collect())
     }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::applier::checkpoint;
+use crate::applier::{checkpoint, held};
 use crate::model::{Code, Fault, FlowName, Result, TableName, Track};
 use crate::pipeline::request::{Request, Verb};
 use crate::pipeline::seat::Quiet;
@@ -130,7 +130,7 @@ pub async fn list(target: &Session, flow: &FlowName) -> Result<Vec<Operation>> {
          ARRAY(SELECT o.id FROM sitepair.parked o WHERE o.flow = p.flow AND o.table_schema = p.table_schema \
            AND o.table_name = p.table_name AND o.id < p.id AND (o.key = p.key OR o.key = p.old_key OR o.old_key = p.key \
            OR o.old_key = p.old_key OR EXISTS (SELECT FROM jsonb_array_elements(o.held) a(v) \
-             JOIN jsonb_array_elements(p.held) b(v) USING (v))) ORDER BY o.id) \
+             JOIN jsonb_array_elements(p.held) b(v) ON a.v <@ b.v)) ORDER BY o.id) \
          FROM sitepair.parked p WHERE flow = $1 ORDER BY id";
     let rows = target.query(LIST, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
     rows.iter().map(operation).collect()
@@ -286,12 +286,8 @@ impl Hand<'_> {
 
     /// Other values for an image. What later ones wait for stays held, and so does what it holds now.
     async fn edit(&self, id: i64, set: &Map<String, Value>) -> Result<()> {
-        const EDIT: &str = "UPDATE sitepair.parked SET image = image || $2::text::jsonb, held = held || coalesce( \
-             (SELECT jsonb_agg(changed.entry) FROM (SELECT jsonb_agg(CASE WHEN n > size / 2 AND $2::text::jsonb ? (h.entry->>(n - size / 2 - 1)) \
-                THEN $2::text::jsonb->(h.entry->>(n - size / 2 - 1)) ELSE h.entry->(n - 1) END ORDER BY n) AS entry \
-              FROM (SELECT entry, number, jsonb_array_length(entry) AS size FROM jsonb_array_elements(held) WITH ORDINALITY e(entry, number)) h, \
-                generate_series(1, h.size) n GROUP BY h.number, h.entry, h.size HAVING bool_or(n <= size / 2 AND $2::text::jsonb ? (h.entry->>(n - 1)))) changed), '[]') \
-             WHERE id = $1";
+        const EDIT: &str =
+            "UPDATE sitepair.parked SET image = $2::text::jsonb, held = held || $3::text::jsonb WHERE id = $1";
         let operation = find(self.target, self.flow, id).await?;
         let refused = |what: String| {
             let fault = Fault::new(Code::Usage, format!("{operation}: {what}"));
@@ -306,8 +302,12 @@ impl Hand<'_> {
                 return refused(format!("it has no column {column}"));
             }
         }
-        let changed = Value::Object(set.clone()).to_string();
-        let edited = self.target.execute(EDIT, &[&id, &changed]).await;
+        let mut changed = image.clone();
+        changed.extend(set.clone());
+        let base = operation.old_key.as_ref().unwrap_or(&operation.key);
+        let held = held::of_image(self.target, &operation.table, &changed, base).await?;
+        let (changed, held) = (Value::Object(changed).to_string(), format!("[{}]", held.join(",")));
+        let edited = self.target.execute(EDIT, &[&id, &changed, &held]).await;
         edited.map_err(|error| sqlstate::fault(&error))?;
         self.note("parked-edit", &operation, &json!({ "before": image, "set": set })).await
     }

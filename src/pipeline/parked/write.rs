@@ -162,7 +162,7 @@ async fn upsert(target: &Session, operation: &Operation, columns: &[Column]) -> 
     let key: Vec<String> = operation.key_columns.iter().map(|name| quote_ident(name)).collect();
     let conflict = if set.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", set.join(", ")) };
     let sql = format!(
-        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO {conflict}",
+        "INSERT INTO {} AS sitepair_t ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO {conflict}",
         operation.table.sql(),
         names.join(", "),
         values.join(", "),
