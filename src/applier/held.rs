@@ -10,17 +10,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::ladder::Ladder;
 use super::literal::{Cells, Param};
 use super::reduce::{Origin, State};
 use super::table::{Catalog, Form, OtherIndex, Table, TargetColumn};
-use super::target::Failure;
 use super::write::View;
-use crate::model::{Datum, Fault, TableName};
+use crate::model::{Datum, Result, TableName};
 use crate::postgres::session::Session;
 use crate::postgres::{catalog, sqlstate};
-
-type Result<T, E = Fault> = std::result::Result<T, E>;
 
 /// A value that a row holds in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,14 +53,14 @@ impl Entry {
 
 impl Table {
     /// Indexes whose values only the target can tell; true for the key's.
-    fn evaluated(&self) -> impl Iterator<Item = (&OtherIndex, bool)> {
+    pub(super) fn evaluated(&self) -> impl Iterator<Item = (&OtherIndex, bool)> {
         let others = self.others.iter().filter(|index| !index.plain).map(|index| (index, false));
         others.chain(self.loose_key.iter().map(|index| (index, true)))
     }
 
     /// What rows hold in each of [`Table::evaluated`]: null for nothing, else a hash; parameters: `present` columns, the key
     /// of the row at the target that gives the others (null for none), numbers. A value is read only if an index needs it.
-    fn holds(&self, present: &[&TargetColumn]) -> String {
+    pub(super) fn holds(&self, present: &[&TargetColumn]) -> String {
         let element = |column: &TargetColumn| match &column.form {
             Form::Array(element, _) | Form::Text(element) => element.clone(),
         };
@@ -120,7 +116,7 @@ impl OtherIndex {
 }
 
 /// The values of a slot's row that can be read off it.
-fn plain(view: View<'_>, slot: u32) -> Vec<Entry> {
+pub(super) fn plain(view: View<'_>, slot: u32) -> Vec<Entry> {
     let (row, columns) = (view.row(slot), &view.table.relation.columns);
     let value = |name: &str| row.get(columns.iter().position(|column| column.name == name)?)?.as_bytes();
     let indexes = view.table.others.iter().filter(|index| index.plain);
@@ -128,75 +124,19 @@ fn plain(view: View<'_>, slot: u32) -> Vec<Entry> {
 }
 
 /// Adds what the server says of a row.
-fn add(table: &Table, live: bool, hashes: Vec<Option<String>>, entries: &mut Vec<Entry>) {
+pub(super) fn add(table: &Table, live: bool, hashes: Vec<Option<String>>, entries: &mut Vec<Entry>) {
     let of_key = |key: &bool| live || *key;
     let found = table.evaluated().zip(hashes).filter(|((_, key), _)| of_key(key));
     entries.extend(found.filter_map(|((index, _), hash)| Entry::evaluated(index, &hash?)));
 }
 
-impl Ladder {
-    /// What the slots' final rows hold at the target; `based` while rows of before the group may give values that a record
-    /// leaves out. A row that can't be evaluated there may be equal to any.
-    pub(super) async fn held(&mut self, view: View<'_>, based: bool) -> Result<Held, Failure> {
-        let slots = 0..u32::try_from(view.slots.slots.len()).unwrap_or(u32::MAX);
-        let mut held: Held = slots.clone().map(|slot| (slot, plain(view, slot))).collect();
-        if view.table.evaluated().next().is_none() {
-            return Ok(held);
-        }
-        let live = |slot: &u32| matches!(view.slots.slots[*slot as usize].state, State::Live { .. });
-        let (live, gone): (Vec<u32>, Vec<u32>) = slots.partition(live);
-        for (present, slots) in view.by_shape(live.into_iter()) {
-            self.evaluate(view, Some(&present), slots, based, &mut held).await?;
-        }
-        if view.table.loose_key.is_some() && !gone.is_empty() {
-            self.evaluate(view, None, gone, false, &mut held).await?;
-        }
-        Ok(held)
-    }
-
-    /// Slots that bring these columns, or none but the key's.
-    async fn evaluate(
-        &mut self,
-        view: View<'_>,
-        present: Option<&[&TargetColumn]>,
-        slots: Vec<u32>,
-        based: bool,
-        held: &mut Held,
-    ) -> Result<(), Failure> {
-        let keys: Vec<&TargetColumn> = view.table.key_columns().collect();
-        let sql = view.table.holds(present.unwrap_or(&keys));
-        let mut left = vec![slots];
-        while let Some(slots) = left.pop() {
-            let params = parameters(view, present, &slots, based);
-            self.savepoint().await?;
-            let outcome = self.writer.target.rows(view.table, &sql, &params).await;
-            let (rows, outcome) = match outcome {
-                Ok(rows) => (rows, Ok(())),
-                Err(failure) => (Vec::new(), Err(failure)),
-            };
-            match (self.judged(outcome).await?, slots.as_slice()) {
-                (None, _) => {
-                    for row in rows {
-                        let slot = u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX);
-                        add(view.table, present.is_some(), row.get(1), held.entry(slot).or_default());
-                    }
-                }
-                (Some(_), [slot]) => {
-                    let unknown = view.table.evaluated().map(|_| Some(String::new())).collect();
-                    add(view.table, present.is_some(), unknown, held.entry(*slot).or_default());
-                }
-                (Some(_), several) => {
-                    let (first, second) = several.split_at(several.len() / 2);
-                    left.extend([first.to_vec(), second.to_vec()]);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The parameters of [`Table::holds`].
-fn parameters<'a>(view: View<'a>, present: Option<&[&TargetColumn]>, slots: &[u32], based: bool) -> Vec<Param<'a>> {
+pub(super) fn parameters<'a>(
+    view: View<'a>,
+    present: Option<&[&TargetColumn]>,
+    slots: &[u32],
+    based: bool,
+) -> Vec<Param<'a>> {
     let number = view.table.key_columns().count();
     let of_keys = |keys: Vec<Vec<&'a Datum>>| -> Vec<Vec<&'a Datum>> {
         (0..number).map(|at| keys.iter().map(|key| key.get(at).copied().unwrap_or(&NULL)).collect()).collect()

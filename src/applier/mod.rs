@@ -21,6 +21,7 @@ pub mod checkpoint;
 mod copy;
 mod descent;
 mod drift;
+mod evaluate;
 mod feed;
 mod fetch;
 mod halt;
