@@ -22,7 +22,7 @@ use super::halt::{Halt, Patience};
 use super::literal::key_json;
 use super::park::{Emptied, Parked, ParkedRow, When, settle};
 use super::reduce::{Counts, Plan};
-use super::select::closure;
+use super::select::{self, closure};
 use super::table::Misfit;
 use super::target::{Culprit, Failure};
 use super::write::{Effects, Skips, View, Writer};
@@ -431,8 +431,7 @@ impl Ladder {
                 if !left_out.is_empty() {
                     set_aside.left_out.push((view.slots.relation.table.clone(), left_out.len() as u64));
                 }
-                let mut ordered: Vec<u32> = aside.difference(&left_out).copied().collect();
-                ordered.sort_unstable();
+                let ordered = select::in_turn(slots, &aside.difference(&left_out).copied().collect());
                 for slot in ordered {
                     let why = named.iter().find(|(_, _, culprit, _)| *culprit == slot);
                     let (state, what) = match why {

@@ -4,7 +4,7 @@
 //! takes the old rows out whole and puts the final images in; it fits every row, and is needed where a key changes and
 //! values must follow it, and where unique values collide.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::reduce::{Origin, Slot, State, TableChanges};
 use crate::horizon::Heir;
@@ -117,4 +117,32 @@ pub(super) fn closure(table: &TableChanges, culprits: &HashSet<u32>) -> HashSet<
             return closed;
         }
     }
+}
+
+/// Slots in the order in which they can be written one by one: a row leaves its old key before another takes it. A key that a
+/// row of theirs leaves for good goes with that row.
+pub(super) fn in_turn(table: &TableChanges, slots: &HashSet<u32>) -> Vec<u32> {
+    let mut leaves: HashMap<u32, u32> = HashMap::new();
+    for slot in slots {
+        if let State::Live { origin: Origin::Moved(from), .. } = &table.slots[*slot as usize].state {
+            leaves.insert(*from, *slot);
+        }
+    }
+    let mut sorted: Vec<u32> = slots.iter().copied().collect();
+    sorted.sort_unstable();
+    let (mut turns, mut seen) = (Vec::new(), HashSet::new());
+    for slot in sorted {
+        let mut chain = Vec::new();
+        let mut next = Some(slot);
+        while let Some(slot) = next.filter(|slot| seen.insert(*slot)) {
+            chain.push(slot);
+            next = leaves.get(&slot).copied();
+        }
+        turns.extend(chain.into_iter().rev());
+    }
+    turns.retain(|slot| {
+        let gone = matches!(table.slots[*slot as usize].state, State::Gone);
+        !(gone && leaves.contains_key(slot))
+    });
+    turns
 }

@@ -1,6 +1,7 @@
 //! Operations that were set aside, tried again, changed and dropped: nothing overtakes an older one, and the sites end equal.
 
 mod held;
+mod random;
 
 use serde_json::Value;
 

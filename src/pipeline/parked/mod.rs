@@ -5,6 +5,7 @@
 
 mod write;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,11 @@ pub struct Failed {
 /// # Errors
 /// What the server says.
 pub async fn list(target: &Session, flow: &FlowName) -> Result<Vec<Operation>> {
+    some(target, flow, None).await
+}
+
+/// Those of these numbers, or all.
+async fn some(target: &Session, flow: &FlowName, ids: Option<&[i64]>) -> Result<Vec<Operation>> {
     const LIST: &str = "SELECT id, flow, table_schema, table_name, operation, key_columns, key::text, old_key::text, image::text, \
          whole_row, row_filter, sqlstate, error, next_offset, end_lsn::text, \
          to_char(commit_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
@@ -131,8 +137,8 @@ pub async fn list(target: &Session, flow: &FlowName) -> Result<Vec<Operation>> {
            AND o.table_name = p.table_name AND o.id < p.id AND (o.key = p.key OR o.key = p.old_key OR o.old_key = p.key \
            OR o.old_key = p.old_key OR EXISTS (SELECT FROM jsonb_array_elements(o.held) a(v) \
              JOIN jsonb_array_elements(p.held) b(v) ON a.v <@ b.v)) ORDER BY o.id) \
-         FROM sitepair.parked p WHERE flow = $1 ORDER BY id";
-    let rows = target.query(LIST, &[&flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+         FROM sitepair.parked p WHERE flow = $1 AND ($2::int8[] IS NULL OR id = ANY ($2)) ORDER BY id";
+    let rows = target.query(LIST, &[&flow.to_string(), &ids]).await.map_err(|error| sqlstate::fault(&error))?;
     rows.iter().map(operation).collect()
 }
 
@@ -173,7 +179,7 @@ fn operation(row: &tokio_postgres::Row) -> Result<Operation> {
 /// # Errors
 /// `Usage` when none is parked under it; what the server says.
 pub async fn find(target: &Session, flow: &FlowName, id: i64) -> Result<Operation> {
-    let found = list(target, flow).await?.into_iter().find(|operation| operation.id == id);
+    let found = some(target, flow, Some(&[id])).await?.pop();
     found.ok_or_else(|| {
         let fault = Fault::new(Code::Usage, format!("no operation {id} of {flow} is parked"));
         fault.remedy("see `sitepair parked list`")
@@ -192,23 +198,8 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
     let mut outcome = Outcome::default();
     match act {
         Act::Retry { ids } => {
-            let mut ids = ids;
-            if ids.is_empty() {
-                ids = list(quiet.target, quiet.flow).await?.iter().map(|operation| operation.id).collect();
-            }
-            ids.sort_unstable();
-            for id in ids {
-                if *quiet.stop.borrow() {
-                    break;
-                }
-                match hand.transaction(Step::Retry(id)).await {
-                    Ok(()) => outcome.done.push(id),
-                    Err(fault) if matches!(fault.code, Code::DataError | Code::ShapeMismatch) => {
-                        outcome.failed.push(Failed { id, error: fault.to_string() });
-                    }
-                    Err(fault) => return Err(fault),
-                }
-            }
+            let ids = if ids.is_empty() { hand.all().await? } else { ids };
+            hand.retry_in_order(ids, quiet, &mut outcome).await?;
         }
         Act::Drop { ids } => {
             for id in ids {
@@ -227,7 +218,8 @@ pub(super) async fn perform(quiet: &Quiet<'_>, request: &Request) -> Result<Valu
 /// One change of one operation.
 #[derive(Clone, Copy)]
 enum Step<'a> {
-    Retry(i64),
+    /// Those of one group, together.
+    Retry(&'a [i64]),
     Drop(i64),
     Edit(i64, &'a Map<String, Value>),
 }
@@ -246,7 +238,7 @@ impl Hand<'_> {
              SET LOCAL synchronous_commit = on";
         self.target.batch_execute(BEGIN).await.map_err(sql)?;
         let done = match step {
-            Step::Retry(id) => self.retry(id).await,
+            Step::Retry(ids) => self.retry(ids).await,
             Step::Drop(id) => self.give_up(id).await,
             Step::Edit(id, set) => self.edit(id, set).await,
         };
@@ -258,9 +250,92 @@ impl Hand<'_> {
         self.target.batch_execute("COMMIT").await.map_err(sql)
     }
 
-    async fn retry(&self, id: i64) -> Result<()> {
-        let operation = find(self.target, self.flow, id).await?;
-        if let Some(first) = operation.behind.first() {
+    /// The numbers of all, oldest first.
+    async fn all(&self) -> Result<Vec<i64>> {
+        const ALL: &str = "SELECT id FROM sitepair.parked WHERE flow = $1 ORDER BY id";
+        let rows = self.target.query(ALL, &[&self.flow.to_string()]).await.map_err(|error| sqlstate::fault(&error))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// One by one, oldest first; what fails then by group, for rows that have exchanged unique values in one transaction can
+    /// only be written together. Again while that helps: one may wait for what another frees.
+    async fn retry_in_order(&self, mut left: Vec<i64>, quiet: &Quiet<'_>, outcome: &mut Outcome) -> Result<()> {
+        left.sort_unstable();
+        loop {
+            let before = outcome.done.len();
+            let mut failed: Vec<Failed> = Vec::new();
+            for id in &left {
+                if *quiet.stop.borrow() {
+                    return Ok(());
+                }
+                match self.tried(&[*id]).await? {
+                    Ok(()) => outcome.done.push(*id),
+                    Err(fault) => failed.push(Failed { id: *id, error: fault.to_string() }),
+                }
+            }
+            for group in self.groups(&failed).await? {
+                if self.tried(&group).await?.is_ok() {
+                    failed.retain(|one| !group.contains(&one.id));
+                    outcome.done.extend(group);
+                }
+            }
+            left = failed.iter().map(|one| one.id).collect();
+            if left.is_empty() || outcome.done.len() == before {
+                outcome.failed = failed;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Of these, by table and group, those that wait for none but each other, where they are several.
+    async fn groups(&self, failed: &[Failed]) -> Result<Vec<Vec<i64>>> {
+        let ids: Vec<i64> = failed.iter().map(|one| one.id).collect();
+        let mut groups: BTreeMap<(i64, TableName), Vec<Operation>> = BTreeMap::new();
+        let found = some(self.target, self.flow, Some(&ids)).await?;
+        // A row that was displaced is put back by itself: no record goes with it.
+        for one in found.into_iter().filter(|one| one.operation != "restore") {
+            groups.entry((one.next_offset, one.table.clone())).or_default().push(one);
+        }
+        let alone = |group: &Vec<Operation>| {
+            let of_group = |id: &i64| group.iter().any(|one| one.id == *id);
+            group.len() > 1 && group.iter().flat_map(|one| &one.behind).all(of_group)
+        };
+        let numbers = |group: Vec<Operation>| group.iter().map(|one| one.id).collect();
+        Ok(groups.into_values().filter(alone).map(numbers).collect())
+    }
+
+    /// With a fault that is theirs as the inner result.
+    async fn tried(&self, ids: &[i64]) -> Result<Result<()>> {
+        match self.transaction(Step::Retry(ids)).await {
+            Err(fault) if !matches!(fault.code, Code::DataError | Code::ShapeMismatch) => Err(fault),
+            outcome => Ok(outcome),
+        }
+    }
+
+    async fn retry(&self, ids: &[i64]) -> Result<()> {
+        let mut operations = Vec::new();
+        for id in ids {
+            operations.push(find(self.target, self.flow, *id).await?);
+        }
+        for operation in &operations {
+            self.may_go(operation, ids).await?;
+        }
+        let at = checkpoint::read(self.target, self.flow, Track::Main).await?;
+        let (end_lsn, time_us) = at.map(|at| (at.end_lsn, at.commit_time_us.unwrap_or_default())).unwrap_or_default();
+        origin::xact_setup(self.target, end_lsn, time_us).await?;
+        match operations.as_slice() {
+            [operation] => write::write(self.target, operation).await?,
+            several => write::together(self.target, several).await?,
+        }
+        for operation in &operations {
+            self.remove(operation, "settled", "retried").await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing older is in its way but what goes with it, and its table is at the main track's place.
+    async fn may_go(&self, operation: &Operation, together: &[i64]) -> Result<()> {
+        if let Some(first) = operation.behind.iter().find(|id| !together.contains(id)) {
             let what = format!("{operation}: operation {first} of the same key or unique value is older");
             return Err(Fault::new(Code::DataError, what).remedy("retry or drop that one first, or retry --all"));
         }
@@ -272,11 +347,7 @@ impl Hand<'_> {
             let what = format!("{operation}: the table is {}", row.get::<_, String>(0));
             return Err(Fault::new(Code::DataError, what).remedy("wait until it has joined the flow"));
         }
-        let at = checkpoint::read(self.target, self.flow, Track::Main).await?;
-        let (end_lsn, time_us) = at.map(|at| (at.end_lsn, at.commit_time_us.unwrap_or_default())).unwrap_or_default();
-        origin::xact_setup(self.target, end_lsn, time_us).await?;
-        write::write(self.target, &operation).await?;
-        self.remove(&operation, "settled", "retried").await
+        Ok(())
     }
 
     async fn give_up(&self, id: i64) -> Result<()> {

@@ -171,6 +171,71 @@ async fn upsert(target: &Session, operation: &Operation, columns: &[Column]) -> 
     parameters.execute(target, operation, &sql).await.map(|_| 1)
 }
 
+/// Operations of one table and one group, none of which waits for another: all their rows are moved out, then go in as they
+/// end, so that values which must be unique may change places among them (A1).
+///
+/// # Errors
+/// As [`write`].
+pub(super) async fn together(target: &Session, operations: &[Operation]) -> Result<()> {
+    let Some(first) = operations.first() else { return Ok(()) };
+    let make = format!(
+        "CREATE TEMPORARY TABLE sitepair_retry ON COMMIT DROP AS SELECT 0::int8 AS sitepair_id, * FROM {} WITH NO DATA",
+        first.table.sql()
+    );
+    target.batch_execute(&make).await.map_err(|error| sqlstate::fault(&error))?;
+    let columns = columns(target, first).await?;
+    for operation in operations {
+        let mut parameters = Parameters::default();
+        let (key, filter) = match (&operation.old_key, operation.operation.as_str()) {
+            (Some(old), _) => (old, filtered(operation)),
+            (None, "delete") => (&operation.key, filtered(operation)),
+            (None, _) => (&operation.key, String::new()),
+        };
+        let matches = matches(operation, &columns, key, &mut parameters);
+        let sql = format!(
+            "WITH sitepair_gone AS (DELETE FROM {} WHERE {matches}{filter} RETURNING *) \
+             INSERT INTO pg_temp.sitepair_retry SELECT {}, * FROM sitepair_gone",
+            operation.table.sql(),
+            operation.id
+        );
+        parameters.execute(target, operation, &sql).await?;
+    }
+    for operation in operations {
+        match operation.operation.as_str() {
+            "delete" => {}
+            _ if move_in(target, operation, &columns).await? > 0 => {}
+            "upsert" => drop(upsert(target, operation, &columns).await?),
+            _ => {
+                return Err(Fault::new(
+                    Code::DataError,
+                    format!("{operation}: the row that it updates is not at the target"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts a row that was moved out in as it ends; 0 when there was none.
+async fn move_in(target: &Session, operation: &Operation, columns: &[Column]) -> Result<u64> {
+    let mut parameters = Parameters::default();
+    let (mut names, mut values) = (Vec::new(), Vec::new());
+    for column in columns.iter().filter(|column| !column.computed) {
+        let name = quote_ident(&column.name);
+        let given = operation.image.as_ref().and_then(|image| image.get(&column.name));
+        values.push(given.map_or_else(|| format!("sitepair_m.{name}"), |value| parameters.cast(value, column)));
+        names.push(name);
+    }
+    let sql = format!(
+        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM pg_temp.sitepair_retry AS sitepair_m WHERE sitepair_id = {}",
+        operation.table.sql(),
+        names.join(", "),
+        values.join(", "),
+        operation.id
+    );
+    parameters.execute(target, operation, &sql).await
+}
+
 /// Puts a displaced row back, whole.
 async fn restore(target: &Session, operation: &Operation) -> Result<u64> {
     let (table, layout) = (operation.table.sql(), operation.layout.as_ref().map(Value::to_string));

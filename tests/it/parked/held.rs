@@ -266,3 +266,66 @@ fn a_later_stage_of_a_transaction_waits_too() {
         pair.assert_equal("t");
     }
 }
+
+/// Parked one by one, they can be written together only; what the target alone has of a row goes with it.
+#[test]
+fn values_that_changed_places_are_tried_again_together() {
+    for version in both() {
+        let (source, target) = (database(version, 0), database(version, 1));
+        source.sql("create table t (id int primary key, u int unique, v text)");
+        target.sql(
+            "create table t (own text default 'new', id int primary key, u int unique, v text check (v <> 'bad'))",
+        );
+        let rules = "[[tables]]\ninclude = [\"public.t\"]";
+        let pair = Pair::between(source, target, rules, "[apply]\non_error = \"park\"");
+        pair.source.sql("insert into t select g, g, 'v' from generate_series(1, 4) g");
+        pair.deploy();
+        pair.run_once();
+        pair.target.sql("update t set own = 'own ' || id");
+        pair.source.sql("update t set v = 'bad' where id <= 3");
+        pair.run_once();
+        // A ring, a key that changes, and one that takes what another leaves.
+        pair.source.sql(
+            "begin; update t set u = -u, v = 'good' where id <= 3; update t set u = 2 where id = 1; update t set u = 3 where id = 2; \
+             update t set u = 1, id = 30 where id = 3; insert into t values (5, 50, 'v'); commit",
+        );
+        pair.run_once();
+        pair.target.sql("alter table t drop constraint t_v_check");
+        let outcome = act(&pair, 0, &["retry", "--all"]);
+        assert_eq!(outcome["failed"].as_array().map(Vec::len), Some(0));
+        pair.assert_equal("t");
+        let own = pair.target.sql("select string_agg(id || ' ' || own, ', ' order by id) from t");
+        assert_eq!(own, "1 own 1, 2 own 2, 4 own 4, 5 new, 30 own 3", "{version}");
+        assert!(list(&pair).is_empty());
+    }
+}
+
+/// Rows that have changed keys among themselves, or given one up to a new row.
+#[test]
+fn keys_that_changed_hands_are_tried_again_in_turn() {
+    for version in both() {
+        let (source, target) = (database(version, 0), database(version, 1));
+        source.sql("create table t (id int primary key, v text)");
+        target.sql("create table t (own text default 'new', id int primary key, v text check (v not like 'bad%'))");
+        let rules = "[[tables]]\ninclude = [\"public.t\"]";
+        let pair = Pair::between(source, target, rules, "[apply]\non_error = \"park\"");
+        pair.source.sql("insert into t select g, 'v' || g from generate_series(1, 8) g");
+        pair.deploy();
+        pair.run_once();
+        pair.target.sql("update t set own = 'own ' || id");
+        // A chain, a new row under a key that another left, and a swap.
+        pair.source.sql(
+            "begin; update t set v = 'bad' || id; update t set id = 30 where id = 3; update t set id = 3 where id = 2; \
+             update t set id = 2 where id = 1; update t set id = 40 where id = 4; insert into t values (4, 'bad new'); \
+             update t set id = 50 where id = 5; update t set id = 5 where id = 6; update t set id = 6 where id = 50; commit",
+        );
+        pair.run_once();
+        assert_eq!(list(&pair).len(), 9);
+        pair.target.sql("alter table t drop constraint t_v_check");
+        act(&pair, 0, &["retry", "--all"]);
+        pair.assert_equal("t");
+        let own = pair.target.sql("select string_agg(id || ' ' || own, ', ' order by id) from t");
+        let expected = "2 own 1, 3 own 2, 4 new, 5 own 6, 6 own 5, 7 own 7, 8 own 8, 30 own 3, 40 own 4";
+        assert_eq!(own, expected, "{version}");
+    }
+}
