@@ -200,9 +200,15 @@ pub(super) async fn readable(pipeline: &Pipeline, flow: &FlowName, source: &Sess
     Ok(readable)
 }
 
-/// The tables that the rules of the flow's lane select, as the source has them.
+/// The tables that the rules of the flow's lane select, as the source has them. A table that is new there and can't be
+/// replicated is `plan`'s and `deploy`'s business; the flow goes on without it.
 pub(super) async fn selected(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<Selected>> {
-    let tables = catalog::tables(source).await?;
+    let mut tables = catalog::tables(source).await?;
+    if let Ok(selected) = rules::select_lane(&pipeline.tables, &tables, flow.lane.as_deref()) {
+        return Ok(selected);
+    }
+    let published = publication::tables(source, &flow.object()).await?;
+    tables.retain(|table| published.contains(&table.table));
     rules::select_lane(&pipeline.tables, &tables, flow.lane.as_deref()).map_err(|problems| {
         let first = problems.iter().find(|problem| problem.blocking);
         let what = first.map_or_else(|| "no table is selected".to_owned(), ToString::to_string);

@@ -243,3 +243,54 @@ fn each_change_of_a_definition_pauses_its_table_only_under_load_oldest() {
 fn each_change_of_a_definition_pauses_its_table_only_under_load_newest() {
     matrix(versions().iter().map(|(version, _)| *version).max().expect("a version"));
 }
+
+/// A table that a rule's pattern matches and that is new: at the source first, at the target first, at neither for a while; and
+/// one that can't be replicated at all. The others flow all the time, past a restart too.
+#[test]
+fn a_new_table_enters_in_any_order() {
+    let all: Vec<u32> = versions().iter().map(|(version, _)| *version).collect();
+    for version in [all.iter().min().copied(), all.iter().max().copied()].into_iter().flatten() {
+        let rules = "[[tables]]\ninclude = [\"public.account\", \"public.other\", \"public.new_*\"]";
+        let pair = Pair::new(version, SCHEMA, rules);
+        pair.deploy();
+        let mut daemon = pair.daemon(&[], &[]);
+        let states = |table: &str| format!("select state from sitepair.table_state where table_name = '{table}'");
+        until(&pair, &states("account"), "joined");
+        let mut beat = 0;
+        let mut flows = |pair: &Pair| {
+            beat += 1;
+            pair.source.sql(&format!("insert into other values ({beat}, 'beat')"));
+            until(pair, "select max(id) from other", &beat.to_string());
+        };
+        flows(&pair);
+        pair.source.sql("create table new_at_source (id int primary key, v text); insert into new_at_source select g, 'before' from generate_series(1, 9) g");
+        pair.target.sql("create table new_at_target (id int primary key, v text)");
+        let says = r#"CREATE TABLE "public"."new_at_source" ("id" integer NOT NULL, "v" text, PRIMARY KEY ("id"))"#;
+        for verb in ["plan", "deploy"] {
+            let ended = pair.sitepair(&[verb]);
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(ended.code != 0 && said.contains(says), "{verb}: {} {said}", ended.code);
+        }
+        flows(&pair);
+        pair.target.sql(says);
+        pair.source.sql(
+            "create table new_at_target (id int primary key, v text); update new_at_source set v = 'then' where id < 4",
+        );
+        pair.deploy();
+        pair.source.sql("insert into new_at_target values (1, 'a'); insert into new_at_source values (10, 'after'); delete from new_at_source where id = 5");
+        ["new_at_source", "new_at_target"].iter().for_each(|table| until(&pair, &states(table), "joined"));
+        // A table without a key is refused by name, and a restart is not held up by it.
+        pair.source.sql("create table new_without_key (v text); insert into new_without_key values ('x')");
+        let ended = pair.sitepair(&["deploy"]);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(ended.code != 0 && said.contains("new_without_key"), "{} {said}", ended.code);
+        assert_eq!(daemon.stop(), 0, "{}", pair.log());
+        daemon = pair.daemon(&[], &[]);
+        flows(&pair);
+        pair.source.sql("drop table new_without_key; update new_at_source set v = 'end'");
+        pair.settle();
+        ["account", "other", "new_at_source", "new_at_target"].iter().for_each(|table| pair.assert_equal(table));
+        pair.assert_journal_whole();
+        assert_eq!(daemon.stop(), 0, "{}", pair.log());
+    }
+}

@@ -18,6 +18,7 @@ use crate::support::{Database, psql};
 
 mod hub;
 mod moves;
+mod topics;
 
 const SCHEMA: &str = "create extension if not exists pgcrypto;
     create table account (id uuid primary key default gen_random_uuid(), n int, name text);

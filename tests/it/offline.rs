@@ -29,7 +29,7 @@ fn pair(version: u32) -> Pair {
     pair
 }
 
-fn with_key(pair: &Pair) {
+pub fn with_key(pair: &Pair) {
     secret(&pair.dir.path().join("key"), KEY);
     let text = fs::read_to_string(&pair.file).expect("readable");
     let text = text.replace("[wal]\n", "[export]\nkey_file = \"key\"\n[tuning]\ntakeover_timeout = \"40s\"\n[wal]\n");
@@ -37,7 +37,7 @@ fn with_key(pair: &Pair) {
 }
 
 /// Writes a second pipeline file, as the node of another site has it, with one text for another.
-fn other_file(pair: &Pair, name: &str, changes: &[(&str, &str)]) -> PathBuf {
+pub fn other_file(pair: &Pair, name: &str, changes: &[(&str, &str)]) -> PathBuf {
     let mut text = fs::read_to_string(&pair.file).expect("readable");
     for (from, to) in changes {
         assert!(text.contains(from), "{from} in {text}");
@@ -49,7 +49,7 @@ fn other_file(pair: &Pair, name: &str, changes: &[(&str, &str)]) -> PathBuf {
 }
 
 /// The program, with another pipeline file.
-fn with(file: &Path, args: &[&str]) -> Ended {
+pub fn with(file: &Path, args: &[&str]) -> Ended {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sitepair"));
     command.arg("--pipeline").arg(file).args(args).stdin(Stdio::null());
     Ended::from(command.output().expect("runs"))
@@ -60,12 +60,12 @@ fn daemon_with(pair: &Pair, file: &Path, site: &str) -> Daemon {
     pair.daemon(&["--pipeline", file.to_str().expect("UTF-8"), "--site", site], &[])
 }
 
-fn exported(ended: &Ended) -> Value {
+pub fn exported(ended: &Ended) -> Value {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     answer(ended, "schemas/export.schema.json")
 }
 
-fn imported(ended: &Ended) -> Value {
+pub fn imported(ended: &Ended) -> Value {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     answer(ended, "schemas/import.schema.json")
 }

@@ -181,3 +181,40 @@ fn a_transaction_in_two_places_is_counted_once() {
         assert_eq!(daemon.stop(), 0, "{}", pair.log());
     }
 }
+
+#[test]
+fn the_runbook_of_lag_works() {
+    let pair = Pair::new(18, SCHEMA, RULES);
+    pair.deploy();
+    pair.run_once();
+    pair.source.sql("insert into t (id, n) values (1, 1), (2, 2)");
+    let said = pair.runbook("lag.md", &[]);
+    assert!(said.contains("lag") && said.contains("nothing pending"), "{said}");
+    pair.assert_equal("t");
+}
+
+#[test]
+fn the_runbook_of_health_works() {
+    let pair = Pair::new(18, SCHEMA, RULES);
+    let listen = crate::peer::sites::local(crate::peer::sites::free_port()).to_string();
+    let text = std::fs::read_to_string(&pair.file).expect("readable");
+    let text = text.replace("[site.b]\n", &format!("[site.b]\nlisten = \"{listen}\"\n"));
+    std::fs::write(&pair.file, text).expect("writable");
+    pair.deploy();
+    let mut daemon = pair.daemon(&["--site", "b"], &[]);
+    pair.source.sql("insert into t (id, n) values (1, 1)");
+    pair.settle();
+    // Ready once a heartbeat came back.
+    let since = Instant::now();
+    let said = loop {
+        let said = pair.runbook("health.md", &[("LISTEN", &listen)]);
+        if said.contains("ready\n") || since.elapsed() > PATIENCE {
+            break said;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    };
+    for part in ["live\n", "ready\n", "sitepair_up{", "sitepair_retained_bytes{", &pair.flow()] {
+        assert!(said.contains(part), "{part}: {said}\n{}", pair.log());
+    }
+    assert_eq!(daemon.stop(), 0, "{}", pair.log());
+}
