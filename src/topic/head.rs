@@ -123,6 +123,22 @@ impl Head {
         self.crc == self.checksum(body)
     }
 
+    /// True when this record, with a body of so many bytes, may come next behind that end.
+    pub fn follows(&self, body_bytes: usize, end: &End) -> bool {
+        let before = end.last.map_or_else(Totals::default, |last| last.totals);
+        let counted = u64::from(matches!(self.stamp, Stamp::Last { .. }));
+        let (position, latest_us) = end.last.map_or((Lsn::ZERO, None), |last| (last.end_lsn, last.latest_us));
+        let goes_on = match self.stamp {
+            Stamp::Part { .. } => (self.end_lsn, self.latest_us) == (position, latest_us),
+            Stamp::Progress { .. } => self.end_lsn >= position && self.latest_us == latest_us,
+            Stamp::Last { .. } => self.end_lsn > position && self.latest_us >= latest_us,
+        };
+        goes_on
+            && self.offset == end.next()
+            && self.totals.bytes == before.bytes + body_bytes as u64
+            && self.totals.transactions == before.transactions + counted
+    }
+
     /// Offset of the first record of the transaction that this record belongs to.
     pub fn transaction_start(&self) -> u64 {
         self.offset.saturating_sub(self.part)
@@ -223,6 +239,26 @@ mod tests {
         assert_eq!((last.transaction_start(), last.whole_end(), part.whole_end()), (1, 3, 1));
         let earlier = Head::after(Some(&last), super::tests::last(48, 500, 1), Unfinished::default(), b"");
         assert_eq!((earlier.latest_us, earlier.part), (Some(1000), 0));
+    }
+
+    #[test]
+    fn only_what_goes_on_behind_an_end_follows_it() {
+        let [genesis, part, whole] = heads();
+        let end = |last: Head| End { last: Some(last), open: Unfinished::default() };
+        assert!(genesis.follows(7, &End::default()) && part.follows(4, &end(genesis)) && whole.follows(4, &end(part)));
+        assert!(
+            !part.follows(5, &end(genesis)) && !part.follows(4, &End::default()) && !whole.follows(4, &end(genesis))
+        );
+        for other in [
+            Head { offset: 1, ..genesis },
+            Head { end_lsn: Lsn(17), ..genesis },
+            Head { latest_us: Some(7), ..genesis },
+            Head { totals: Totals { transactions: 1, ..genesis.totals }, ..genesis },
+            Head { totals: Totals { bytes: 8, ..genesis.totals }, ..genesis },
+        ] {
+            assert!(!part.follows(4, &end(other)), "{other:?}");
+        }
+        assert!(!whole.follows(4, &end(Head { end_lsn: Lsn(32), ..part })), "a position twice");
     }
 
     #[test]

@@ -390,7 +390,7 @@ impl Place {
         let held = spool.read_whole(compared, 1).await?;
         let joins = match (held.first(), end.last) {
             (Some((head, _)), Some(last)) if is_inside => *head == last,
-            (Some((head, body)), _) => head.totals.bytes - body.len() as u64 == end.bytes(),
+            (Some((head, body)), _) => head.follows(body.len(), &end),
             (None, _) => true,
         };
         if joins { Ok(()) } else { broken(format!("its end before offset {next} is another one than the spool's")) }

@@ -7,7 +7,7 @@ pub mod suite;
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use sitepair::topic::embedded::{Reader, Writer, WriterOptions};
 use tempfile::TempDir;
 
 use child::Process;
-use suite::{Backend, topic_suite};
+use suite::{Backend, InFiles, topic_suite};
 
 fn flow() -> FlowName {
     FlowName { pipeline: "mssp".into(), lane: None, from: "helsinki".into(), to: "oulu".into(), shared: false }
@@ -80,4 +80,10 @@ impl Backend for Embedded {
     }
 }
 
-topic_suite!(Embedded);
+impl InFiles for Embedded {
+    fn place(&self) -> (PathBuf, FlowName) {
+        (self.dir.path().to_owned(), flow())
+    }
+}
+
+topic_suite!(Embedded, in files);

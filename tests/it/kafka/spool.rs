@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sitepair::config::Spool;
-use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp, WriterId};
+use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp, TxMark, WriterId};
 use sitepair::ports::{Seek, TopicReader, TopicWriter};
 use sitepair::topic::kafka::{Cluster, Reader, Writer};
 use sitepair::topic::spool::Spooling;
@@ -269,6 +269,61 @@ fn acknowledged(pair: &Pair, what: &str) {
         pair.source.sql("insert into account (name) values ('more')");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// As long as there is another record at the offset where spool and Kafka meet, nothing of the spool comes behind it: with
+/// other parts, lengths or positions, be it in the midst of the spool or before its first record.
+#[test]
+fn a_topic_with_another_record_at_the_same_offset_is_not_gone_on_with() {
+    let other = |record: Record, change: fn(&mut TxMark)| match record.stamp {
+        Stamp::Last { mut mark, rows } => {
+            change(&mut mark);
+            Record { stamp: Stamp::Last { mark, rows }, ..record }
+        }
+        Stamp::Part { .. } | Stamp::Progress { .. } => record,
+    };
+    let longer = Record { body: bytes::Bytes::from_static(b"{\"tx\":1,\"last\":true,\"longer\":1}"), ..last(1) };
+    let cases: [(&str, Vec<Record>); 5] = [
+        ("another transaction where the spool begins", vec![genesis(), last(1), other(last(2), |mark| mark.xid += 1)]),
+        ("at another time", vec![genesis(), last(1), other(last(2), |mark| mark.commit_time_us += 1)]),
+        ("of another length before it", vec![genesis(), longer]),
+        (
+            "at another position before it",
+            vec![genesis(), other(last(1), |mark| mark.end_lsn = Lsn(mark.end_lsn.0 + 1))],
+        ),
+        ("at another time before it", vec![genesis(), other(last(1), |mark| mark.commit_time_us += 1), progress(2)]),
+    ];
+    let (brokers, _one) = broker::mortal();
+    super::block_on(async {
+        let opened = cases.iter().map(|_| async {
+            let way = Way::new(brokers).await;
+            let mut writer = way.open(1 << 20).await;
+            writer.append(vec![genesis(), last(1)]).await.expect("appended");
+            (way, writer)
+        });
+        let mut ways = futures_util::future::join_all(opened).await;
+        brokers.stop(0);
+        let spooled = [vec![last(2), last(3), last(4)], vec![part(2, 0), last(2), last(3)]];
+        let appended = ways
+            .iter_mut()
+            .enumerate()
+            .map(|(number, (_, writer))| writer.append(spooled[usize::from((2..4).contains(&number))].clone()));
+        for tail in futures_util::future::join_all(appended).await {
+            tail.expect("spooled");
+        }
+        let ways: Vec<Way> = ways.into_iter().map(|(way, _)| way).collect();
+        brokers.start_all();
+        for ((what, held), way) in cases.into_iter().zip(ways) {
+            sitepair::topic::kafka::empty(way.cluster.clone(), PATIENCE).await.expect("emptied");
+            let mut kafka = Writer::open(way.cluster.clone(), WriterId::new_v4(), PATIENCE).await.expect("opens");
+            let tail = kafka.append(held.clone()).await.expect("written");
+            drop(kafka);
+            let mut writer = way.open(1 << 20).await;
+            assert!(writer.tail() == tail && way.is_aside(), "{what}: {:?}, {tail:?}", writer.tail());
+            writer.append(vec![last(9)]).await.expect("appended");
+            assert_eq!(way.held().await, [held, vec![last(9)]].concat(), "{what}");
+        }
+    });
 }
 
 fn spool_of(dir: &Path) -> String {

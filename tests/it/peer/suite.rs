@@ -1,12 +1,14 @@
 //! Every promise of the topic, kept over the wire.
 
-use sitepair::model::{Offset, Result};
+use std::path::PathBuf;
+
+use sitepair::model::{FlowName, Offset, Result};
 use sitepair::topic::embedded::Writer;
 use sitepair::topic::peer::Reader;
 
 use super::world::{Demands, World, flow, options};
 use crate::topic::child::Process;
-use crate::topic::suite::{Backend, topic_suite};
+use crate::topic::suite::{Backend, InFiles, topic_suite};
 use crate::topic::tear;
 
 struct Peer {
@@ -42,4 +44,10 @@ impl Backend for Peer {
     }
 }
 
-topic_suite!(Peer);
+impl InFiles for Peer {
+    fn place(&self) -> (PathBuf, FlowName) {
+        (self.world.topic(), flow())
+    }
+}
+
+topic_suite!(Peer, in files);

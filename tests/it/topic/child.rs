@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use sitepair::config::Kafka;
@@ -21,11 +21,12 @@ const FLOW: &str = "SITEPAIR_TEST_TOPIC_FLOW";
 /// A process at work; killed when dropped.
 pub struct Process {
     child: Child,
+    orders: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
-    /// Starts a process in the role of `appends`, `opens` or `reads`.
+    /// Starts a process in the role of `appends`, `appends-when-told`, `opens` or `reads`.
     pub fn start(role: &str, dir: &Path) -> Self {
         Self::start_for(role, dir, &flow())
     }
@@ -35,9 +36,10 @@ impl Process {
         let mut command = Command::new(std::env::current_exe().expect("this binary"));
         command.args(["topic::child::process", "--exact", "--ignored", "--nocapture"]);
         command.env(ROLE, role).env(DIR, place).env(FLOW, format!("{pipeline} {from} {to}"));
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the child starts");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the child starts");
+        let orders = child.stdin.take().expect("piped");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        Self { child, lines }
+        Self { child, orders, lines }
     }
 
     /// The next line that the process says, as `said WORD VALUE`; `None` at its end.
@@ -47,6 +49,12 @@ impl Process {
             let (_, said) = line.split_once("said ")?;
             said.strip_prefix(word)?.strip_prefix(' ').map(str::to_owned)
         })
+    }
+
+    /// Has one that `appends-when-told` append once; the next offset.
+    pub fn append(&mut self) -> u64 {
+        self.orders.write_all(b"append\n").expect("it lives");
+        self.said("appended").expect("appended").parse().expect("a number")
     }
 
     /// kill -9.
@@ -87,20 +95,36 @@ fn process() {
             let writer = kafka::Writer::open(Cluster::new(&kafka, &flow), WriterId::new_v4(), Duration::from_secs(60));
             runtime.block_on(async { append_for_ever(writer.await.expect("the topic opens")).await });
         }
+        "appends-when-told" => {
+            let writer = Writer::open(&dir, &flow, WriterOptions::default()).expect("the topic opens");
+            runtime.block_on(append_when_told(writer));
+        }
         "opens" => open(&dir),
         "reads" => runtime.block_on(read_for_ever(&dir)),
         role => panic!("no such role: {role}"),
     }
 }
 
-/// Batches of 1 to 64 transactions, each batch one append; says the next offset after each.
+/// A batch of 1 to 64 transactions, in one append; says the next offset.
+async fn append_once(writer: &mut impl TopicWriter) {
+    let next = writer.tail().next.0;
+    let size = 1 + rand::random_range(0..64_u64);
+    let batch = (next..next + size).map(|offset| tx(offset, next + size)).collect();
+    say("appended", writer.append(batch).await.expect("appended").next);
+}
+
 async fn append_for_ever(mut writer: impl TopicWriter) {
     say("opened", writer.tail().next);
     loop {
-        let next = writer.tail().next.0;
-        let size = 1 + rand::random_range(0..64_u64);
-        let batch = (next..next + size).map(|offset| tx(offset, next + size)).collect();
-        say("appended", writer.append(batch).await.expect("appended").next);
+        append_once(&mut writer).await;
+    }
+}
+
+/// One for each line of its input.
+async fn append_when_told(mut writer: impl TopicWriter) {
+    say("opened", writer.tail().next);
+    for _ in std::io::stdin().lines().map_while(Result::ok) {
+        append_once(&mut writer).await;
     }
 }
 

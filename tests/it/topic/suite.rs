@@ -1,10 +1,11 @@
 //! What every backend of the topic promises, as tests over the traits. A backend lists them with `topic_suite!`.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sitepair::model::{Code, Lsn, Offset, Record, Result, Stamp, Stored, TxMark};
+use sitepair::model::{Code, FlowName, Lsn, Offset, Record, Result, Stamp, Stored, TxMark};
 use sitepair::ports::{Held, Seek, TopicReader, TopicWriter};
 
 use super::child::Process;
@@ -27,6 +28,12 @@ pub trait Backend {
     fn appending(&self) -> Process;
     /// Leaves behind the end, where the topic lies, what a writer leaves that died in the midst of an append.
     fn tear(&self) -> impl Future<Output = ()>;
+}
+
+/// A topic that lies in files of this machine.
+pub trait InFiles: Backend {
+    /// The directory of its database, and its flow.
+    fn place(&self) -> (PathBuf, FlowName);
 }
 
 /// Position of the transaction or progress record with this number.
@@ -346,6 +353,64 @@ pub async fn a_torn_tail_is_left_out<B: Backend>() {
     }
 }
 
+/// Appends some times in another process, and once more; kills it and cuts the log at a length that `at` chooses between the
+/// one when all before the last append was acknowledged, and the whole. Gives the offsets up to which was acknowledged before
+/// the last append, and what is there afterwards.
+async fn cut<B: InFiles>(at: impl Fn(u64, u64) -> u64) -> (u64, u64) {
+    let topic = B::create().await;
+    let (dir, flow) = topic.place();
+    let log = dir.join(format!("{flow}.db-wal"));
+    let length = || std::fs::metadata(&log).expect("a log").len();
+    let mut child = Process::start_for("appends-when-told", &dir, &flow);
+    child.said("opened").expect("opened");
+    let mut acknowledged = 0;
+    for _ in 0..rand::random_range(1..6) {
+        acknowledged = child.append();
+    }
+    let before = length();
+    child.append();
+    let whole = length();
+    assert!(before < whole, "the append is in the log");
+    child.kill();
+    let cut = at(before, whole);
+    std::fs::OpenOptions::new().write(true).open(&log).and_then(|file| file.set_len(cut)).expect("cut");
+    let mut writer = topic.writer().await.unwrap_or_else(|fault| panic!("cut at {cut} of {whole}: {fault}"));
+    let next = writer.tail().next.0;
+    holds_whole_appends(&topic, next).await;
+    writer.append(vec![tx(next, next + 1)]).await.expect("appended");
+    drop(writer);
+    holds_whole_appends(&topic, next + 1).await;
+    (acknowledged, next)
+}
+
+/// Of an append that was under way any piece may have reached the disk. Legal to be lost is that append, as a whole, since
+/// nobody was told that it is there; everything before it was acknowledged and is there.
+pub async fn a_log_that_was_cut_lacks_only_what_was_not_acknowledged<B: InFiles>() {
+    let random = |before: u64, whole: u64| rand::random_range(before..whole);
+    let cuts: [fn(u64, u64) -> u64; 7] = [
+        |before, _| before,
+        |before, _| before + 1,
+        |before, _| before + 24,
+        |before, whole| before.midpoint(whole),
+        |_, whole| whole - 4096,
+        |_, whole| whole - 1,
+        random,
+    ];
+    for at in cuts {
+        let (acknowledged, next) = cut::<B>(at).await;
+        assert_eq!(next, acknowledged);
+    }
+}
+
+/// A disk that loses what it had synced breaks its word, and no program can mend that. What is left are whole appends from the
+/// first one on, never a piece of one; that some are missing is the reader's to see (P3).
+pub async fn a_log_that_lost_what_was_acknowledged_holds_whole_appends<B: InFiles>() {
+    for _ in 0..4 {
+        let (acknowledged, next) = cut::<B>(|before, _| rand::random_range(0..before)).await;
+        assert!(next <= acknowledged, "{next} of {acknowledged}");
+    }
+}
+
 /// One `#[tokio::test]` for each promise.
 macro_rules! topic_suite {
     ($backend:ty) => {
@@ -356,6 +421,12 @@ macro_rules! topic_suite {
             retention_leaves_whole_transactions_and_the_tail, what_was_never_held_is_a_gap,
             a_waiting_reader_wakes_with_the_append, of_two_writers_one_is_refused,
             what_was_acknowledged_survives_kill_9, a_torn_tail_is_left_out);
+    };
+    ($backend:ty, in files) => {
+        topic_suite!($backend);
+        topic_suite!($backend:
+            a_log_that_was_cut_lacks_only_what_was_not_acknowledged,
+            a_log_that_lost_what_was_acknowledged_holds_whole_appends);
     };
     ($backend:ty: $($promise:ident),+) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
