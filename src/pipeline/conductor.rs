@@ -26,6 +26,7 @@ use crate::model::{Code, Fault, FlowName, Offset, Result, TableName, Track};
 use crate::ports::{Goal, Stop, TopicReader};
 use crate::postgres::session;
 use crate::postgres::table_state::{self, State};
+use crate::rules;
 use crate::snapshot::incoming::{self, IncomingParts};
 use crate::snapshot::{self, CopyParts, CopyState};
 use crate::telemetry::notice;
@@ -161,6 +162,9 @@ impl Conductor {
                 stuck.insert(state.table.clone());
             }
         }
+        let waiting = tables.iter().filter(|table| matches!(table.state, State::Copying | State::Paused));
+        let unnamed =
+            rules::unnamed(&self.pipeline.tables, self.flow.lane.as_deref(), waiting.map(|table| &table.table));
         let membership = self.membership.borrow().clone();
         if let (Some(main), Some(membership)) = (&main, &membership)
             && main.flow_id != membership.flow_id
@@ -186,6 +190,7 @@ impl Conductor {
             tables: tables.into_iter().map(|table| (table.table, table.state)).collect(),
             mended: mended.into_iter().collect(),
             stuck,
+            unnamed,
             entered: membership.as_ref().map(|membership| membership.entered.clone()).unwrap_or_default(),
             members: membership.map(|membership| membership.tables),
             asked,
@@ -228,10 +233,7 @@ impl Conductor {
             Act::Adopt => self.main_to(Offset(1)).await,
             Act::Answer => self.answer().await,
             Act::Forget(tables) => {
-                // The last look at the source may be older than a table that its first change has registered since.
-                membership::refresh(&self.pipeline, flow, &self.membership).await?;
-                let Some(found) = self.membership.borrow().clone() else { return Ok(()) };
-                let gone: Vec<_> = tables.iter().filter(|table| !found.tables.contains(*table)).cloned().collect();
+                let gone = self.gone(tables).await?;
                 for table in &gone {
                     tracing::info!(%flow, %table, "no longer in the flow");
                 }
@@ -259,6 +261,19 @@ impl Conductor {
                 ended.map(|_| ()).map_err(|error| crate::postgres::sqlstate::fault(&error))
             }
         }
+    }
+
+    /// Of tables that left, as it seems, those that did.
+    async fn gone(&self, tables: &[TableName]) -> Result<Vec<TableName>> {
+        if self.membership.borrow().is_none() {
+            // The file says so: where copies travel through the topic the source need not be in reach.
+            return Ok(tables.to_vec());
+        }
+        // The last look at the source may be older than a table that its first change has registered since.
+        membership::refresh(&self.pipeline, &self.flow, &self.membership).await?;
+        let found = self.membership.borrow().clone();
+        let left = |table: &&TableName| found.as_ref().is_some_and(|found| !found.tables.contains(*table));
+        Ok(tables.iter().filter(left).cloned().collect())
     }
 
     async fn main(&self) -> Result<Checkpoint> {

@@ -37,6 +37,8 @@ pub(super) struct View {
     pub(super) members: Option<BTreeSet<TableName>>,
     /// Of them, those that entered the publication and were not taken up since.
     pub(super) entered: BTreeSet<TableName>,
+    /// Tables that are to be copied, or wait for a column, and that no rule of this node's file names.
+    pub(super) unnamed: BTreeSet<TableName>,
     /// A command waits for an answer.
     pub(super) asked: bool,
     /// The main track is at the topic's end.
@@ -128,6 +130,10 @@ pub(super) fn due(view: &View) -> Option<Act> {
         if !gone.is_empty() && view.caught_up {
             return Some(Act::Forget(gone));
         }
+    }
+    // Nobody will send the rest of such a copy, and the topic would keep for ever what the table waits for.
+    if view.members.is_none() && view.through_topic && view.caught_up && !view.unnamed.is_empty() {
+        return Some(Act::Forget(view.unnamed.iter().cloned().collect()));
     }
     match (view.joining.is_some(), view.any(State::Joining)) {
         (true, false) => return Some(Act::EndJoining),
@@ -238,6 +244,11 @@ mod tests {
         View { members: None, through_topic: true, ..view(tables, "") }
     }
 
+    /// The file does not name table b.
+    fn leaves(view: View) -> View {
+        View { unnamed: names("b").into_iter().collect(), ..view }
+    }
+
     fn works_of(main: bool, copier: bool, joining: bool) -> Works {
         Works { main, copier, joining }
     }
@@ -300,6 +311,35 @@ mod tests {
             ("through the topic, one is copied", through(&[("a", Copied), ("b", Copying)]), Some(Act::BeginJoining)),
             ("through the topic, none is copied", through(&[("a", Copying)]), None),
             ("asked before anything", View { asked: true, main: None, ..view(&[], "a") }, Some(Act::Adopt)),
+        ];
+        for (name, view, expected) in cases {
+            assert_eq!(due(&view), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_file_is_forgotten_where_the_source_does_not_say() {
+        let cases = [
+            (
+                "through the topic, one left the file",
+                leaves(through(&[("a", Joined), ("b", Copying)])),
+                Some(Act::Forget(names("b"))),
+            ),
+            (
+                "through the topic, one left the file, log ahead",
+                View { caught_up: false, ..leaves(through(&[("a", Joined), ("b", Copying)])) },
+                None,
+            ),
+            (
+                "the source does not answer, one left",
+                leaves(View { members: None, ..view(&[("b", Copying)], "") }),
+                None,
+            ),
+            (
+                "the source says that it is there",
+                leaves(View { through_topic: true, ..view(&[("b", Copying)], "b") }),
+                None,
+            ),
         ];
         for (name, view, expected) in cases {
             assert_eq!(due(&view), expected, "{name}");

@@ -1,5 +1,7 @@
 //! Which rule a table belongs to, by name alone: for a site that has no catalog of the source at hand.
 
+use std::collections::BTreeSet;
+
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::config::{Rule, TruncatePolicy};
@@ -24,6 +26,23 @@ impl TruncatePolicies {
     }
 }
 
+/// Of the tables given, those that no rule of a lane (`None`: rules without one) names.
+pub fn unnamed<'t>(
+    rules: &[Rule],
+    lane: Option<&str>,
+    tables: impl IntoIterator<Item = &'t TableName>,
+) -> BTreeSet<TableName> {
+    let compile = |globs: &[String]| globs.iter().filter_map(|text| glob(text).ok()).collect::<Vec<_>>();
+    let rules = rules.iter().filter(|rule| rule.lane.as_deref() == lane);
+    let rules: Vec<_> = rules.map(|rule| (compile(&rule.include), compile(&rule.exclude))).collect();
+    let is_named = |table: &&TableName| {
+        let name = table.to_string();
+        let any = |globs: &[GlobMatcher]| globs.iter().any(|glob| glob.is_match(&name));
+        rules.iter().any(|(include, exclude)| any(include) && !any(exclude))
+    };
+    tables.into_iter().filter(|table| !is_named(table)).cloned().collect()
+}
+
 /// A glob on `schema.table`: case-sensitive, `*` and `?` match any character.
 ///
 /// # Errors
@@ -37,9 +56,8 @@ mod tests {
     use super::*;
     use crate::config::ColumnRule;
 
-    #[test]
-    fn the_first_matching_rule_decides() {
-        let rule = |include: &str, exclude: &str, truncate| Rule {
+    fn rule(include: &str, exclude: &str, truncate: TruncatePolicy) -> Rule {
+        Rule {
             include: vec![include.to_owned()],
             exclude: vec![exclude.to_owned()],
             columns: ColumnRule::All,
@@ -47,7 +65,23 @@ mod tests {
             truncate,
             lane: None,
             place: "f:1".to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_table_is_named_by_a_rule_of_its_lane() {
+        let night = Rule { lane: Some("night".to_owned()), ..rule("public.n*", "-", TruncatePolicy::Apply) };
+        let rules = [rule("public.a*", "public.ab", TruncatePolicy::Apply), night];
+        let tables = ["account", "ab", "n1", "other"].map(|name| TableName::new("public", name));
+        let names = |lane| unnamed(&rules, lane, &tables).into_iter().map(|table| table.name).collect::<Vec<_>>();
+        assert_eq!(
+            (names(None), names(Some("night"))),
+            (["ab", "n1", "other"].map(str::to_owned).to_vec(), ["ab", "account", "other"].map(str::to_owned).to_vec(),)
+        );
+    }
+
+    #[test]
+    fn the_first_matching_rule_decides() {
         let policies = TruncatePolicies::new(&[
             rule("public.a*", "public.ab", TruncatePolicy::Apply),
             rule("public.ab", "-", TruncatePolicy::Ignore),

@@ -12,7 +12,7 @@ mod tests;
 use std::fmt;
 
 pub use filter::{BoundFilter, Filter, Verdict};
-pub use matching::TruncatePolicies;
+pub use matching::{TruncatePolicies, unnamed};
 pub use select::{findings, lanes, select, select_beside, select_lane};
 
 use crate::config::TruncatePolicy;

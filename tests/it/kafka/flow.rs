@@ -155,6 +155,54 @@ fn a_topic_that_was_deleted_and_made_by_a_stranger_stops_both_ends() {
     deleted(broker::shared(), true);
 }
 
+/// The topic goes while both daemons run and the applier lacks a record, and is there again before it looks.
+fn gone_under_the_applier(brokers: &Brokers, made_by_stranger: bool) {
+    let pair = pair(18, brokers, "");
+    pair.deploy();
+    let mut reader = pair.daemon(&["--site", "a"], &[]);
+    let mut applier = pair.daemon(&["--site", "b"], &[]);
+    super::spool::acknowledged(&pair, "both run");
+    pair.settle();
+    applier.signal(rustix::process::Signal::STOP);
+    super::spool::acknowledged(&pair, "the applier stands still");
+    let topic = format!("sitepair_{}", pair.flow());
+    super::delete_topic(brokers, &topic);
+    if made_by_stranger {
+        super::produce_foreign(brokers, &topic);
+    } else {
+        let flow = sitepair::model::FlowName {
+            pipeline: pair.name.clone(),
+            lane: None,
+            from: "a".into(),
+            to: "b".into(),
+            shared: false,
+        };
+        super::block_on(super::create_topic(&sitepair::topic::kafka::Cluster::new(&brokers.kafka(), &flow)));
+    }
+    applier.signal(rustix::process::Signal::CONT);
+    assert_eq!(applier.wait(PATIENCE), Some(4), "{}", pair.log());
+    let log = pair.log();
+    let stopped = ["topic-gap", "topic-damaged", "broken-chain"].iter().any(|code| log.contains(code));
+    assert!(stopped && log.contains("sitepair resync"), "{log}");
+    // The reader may have found out, or not yet.
+    let code = reader.stop();
+    assert!(code == 0 || code == 4, "{code}: {}", pair.log());
+    pair.source.sql("insert into account (name) values ('after')");
+    pair.runbook_part("kafka.md", "The topic is lost", std::path::Path::new("."), &[]);
+    pair.assert_equal("account");
+}
+
+#[test]
+fn a_topic_that_goes_under_the_applier_and_is_made_by_hand_stops_it() {
+    let (brokers, _one) = broker::mortal();
+    gone_under_the_applier(brokers, false);
+}
+
+#[test]
+fn a_topic_that_goes_under_the_applier_and_makes_itself_stops_it() {
+    gone_under_the_applier(broker::shared(), true);
+}
+
 /// A broker drops by age and size, applied or not.
 #[test]
 fn what_retention_dropped_too_early_stops_the_applier() {
@@ -173,7 +221,9 @@ fn what_retention_dropped_too_early_stops_the_applier() {
     assert_eq!(pair.target.sql("select count(*) from account"), "2");
     let once = pair.within(PATIENCE, &["run", "--once", "--reader"]);
     assert!(once.code == 4 && once.stderr.contains("error[gap]"), "{}", once.stderr);
-    back_by_resync(&pair);
+    pair.source.sql("insert into account (name) values ('after')");
+    pair.runbook_part("kafka.md", "The topic is lost", std::path::Path::new("."), &[]);
+    pair.assert_equal("account");
 }
 
 /// The one who comes second waits and gives up; it does not fence the one who is at work.

@@ -1,6 +1,9 @@
 //! A spool: brokers die, freeze and come back, the reader is killed meanwhile, and every transaction arrives once, in order.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -252,10 +255,41 @@ fn a_spool_that_does_not_fit_is_moved_aside() {
     });
 }
 
+/// A transaction of so many rows. Ids are given in the order of commits, whoever else writes.
+fn insert(name: &str, rows: u32) -> String {
+    format!(
+        "begin; lock table account in share row exclusive mode;
+         insert into account (name) select '{name}' from generate_series(1, {rows}); commit"
+    )
+}
+
+/// One who writes without a pause until it is dropped.
+struct Writing(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Writing {
+    fn start(pair: &Pair) -> Writing {
+        let (ends, source) = (Arc::new(AtomicBool::new(false)), pair.source.clone());
+        let end = Arc::clone(&ends);
+        let thread = std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                source.sql(&insert("load", 3));
+            }
+        });
+        Writing(ends, Some(thread))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
 /// Writes some transactions; the slot is to be confirmed past them, whatever the brokers do.
-fn acknowledged(pair: &Pair, what: &str) {
+pub fn acknowledged(pair: &Pair, what: &str) {
     for _ in 0..10 {
-        pair.source.sql("insert into account (name) select 'x' from generate_series(1, 5)");
+        pair.source.sql(&insert("x", 5));
     }
     let written = pair.source.sql("select pg_current_wal_insert_lsn()");
     let confirmed = format!(
@@ -266,7 +300,7 @@ fn acknowledged(pair: &Pair, what: &str) {
     while pair.source.sql(&confirmed) != "t" {
         assert!(Instant::now() < until, "{what}: the slot is not confirmed\n{}", pair.log());
         // An idle position is confirmed once it is told.
-        pair.source.sql("insert into account (name) values ('more')");
+        pair.source.sql(&insert("more", 1));
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -406,7 +440,7 @@ fn the_runbook_leads_through_an_outage() {
     pair.assert_equal("account");
 }
 
-/// S5, with everything that can go wrong at once.
+/// S5, with everything that can go wrong at once, under a load that does not pause.
 #[test]
 fn a_flow_survives_its_brokers() {
     let brokers = &Brokers::start(3, "");
@@ -417,12 +451,19 @@ fn a_flow_survives_its_brokers() {
     let mut reader = pair.daemon(&["--site", "a"], &[]);
     let mut applier = pair.daemon(&["--site", "b"], &[]);
     acknowledged(&pair, "all live");
-    // The leader goes under load; it comes back with its data.
+    let load = Writing::start(&pair);
+    // The leader goes; it comes back with its data.
     let leader = super::leader(brokers, &name);
     brokers.kill(leader);
     acknowledged(&pair, "the leader is dead");
     brokers.launch(leader);
     brokers.wait(leader);
+    // All freeze in the midst of appends: what they have written by then, or write once they go on, is never answered.
+    (0..3).for_each(|id| brokers.signal(id, "STOP"));
+    until_state(&pair, "spooling");
+    (0..3).for_each(|id| brokers.signal(id, "CONT"));
+    acknowledged(&pair, "replies were lost");
+    until_state(&pair, "streaming");
     // Two of three: below min.insync.replicas, so Kafka takes nothing. The reader is killed meanwhile.
     brokers.kill((leader + 1) % 3);
     brokers.kill((leader + 2) % 3);
@@ -433,12 +474,23 @@ fn a_flow_survives_its_brokers() {
     brokers.kill(leader);
     let mut reader = pair.daemon(&["--site", "a"], &[]);
     acknowledged(&pair, "all are dead");
-    brokers.start_all();
-    // And once more while it forwards.
+    // They come back with their data: two, then the third, for which the other two may have to wait.
+    for id in [leader, (leader + 1) % 3] {
+        brokers.launch(id);
+    }
+    for id in [leader, (leader + 1) % 3] {
+        brokers.wait(id);
+    }
+    acknowledged(&pair, "two live again");
+    brokers.launch((leader + 2) % 3);
+    brokers.wait((leader + 2) % 3);
     acknowledged(&pair, "all live again");
+    until_state(&pair, "streaming");
+    // And once more in the midst of it all.
     reader.kill();
     let mut reader = pair.daemon(&["--site", "a"], &[]);
     acknowledged(&pair, "the reader was killed");
+    drop(load);
     pair.settle();
     pair.assert_equal("account");
     pair.assert_journal_whole();

@@ -14,8 +14,8 @@ use crate::pair::{Daemon, Ended, PATIENCE, Pair};
 use crate::support::{Database, database, program};
 
 /// The topic lies in Kafka.
-fn in_kafka() -> String {
-    let brokers: Vec<String> = broker::shared().addresses().iter().map(|address| format!("\"{address}\"")).collect();
+fn in_kafka(brokers: &broker::Brokers) -> String {
+    let brokers: Vec<String> = brokers.addresses().iter().map(|address| format!("\"{address}\"")).collect();
     format!("kind = \"kafka\"\nbrokers = [{}]", brokers.join(", "))
 }
 
@@ -169,7 +169,7 @@ fn who_is_slow_or_down_holds_up_nobody() {
 
 #[test]
 fn who_is_slow_or_down_holds_up_nobody_over_kafka() {
-    both_ends().for_each(|version| one_slow_one_down(version, &in_kafka()));
+    both_ends().for_each(|version| one_slow_one_down(version, &in_kafka(broker::shared())));
 }
 
 fn one_slow_one_down(version: u32, topic: &str) {
@@ -392,5 +392,92 @@ fn a_dba_deploys_targets_of_one_topic_by_script() {
 
 #[test]
 fn a_dba_deploys_targets_of_one_topic_in_kafka_by_script() {
-    both_ends().for_each(|version| deployed_by_scripts(version, &in_kafka()));
+    both_ends().for_each(|version| deployed_by_scripts(version, &in_kafka(broker::shared())));
+}
+
+/// Kafka goes and comes back: the one reader spools for all, and each target has all in the end.
+#[test]
+fn a_spool_serves_all_targets_of_a_topic() {
+    let (brokers, _one) = broker::mortal();
+    let dir = tempfile::tempdir().expect("a directory");
+    let spool = format!("spool = \"{}\"\nspool_max = \"100MiB\"", dir.path().display());
+    let mut fan = Fan::new(15, &["b", "c"], &format!("{}\n{spool}", in_kafka(brokers)));
+    let source = fan.pair.source.clone();
+    source.sql("insert into account select n, 'm' || n, 0, '' from generate_series(1, 20) n");
+    fan.pair.deploy();
+    let mut nodes = ["a", "b", "c"].map(|site| fan.node(site));
+    for site in ["b", "c"] {
+        fan.settle(site);
+    }
+    brokers.stop(0);
+    source.sql("insert into account values (101, 'while Kafka is away')");
+    let written = source.sql("select pg_current_wal_insert_lsn()");
+    let confirmed = format!(
+        "select confirmed_flush_lsn >= '{written}' from pg_replication_slots where slot_name = 'sitepair_{}_a'",
+        fan.pair.name
+    );
+    let mut id = 200;
+    until("the slot is confirmed", PATIENCE, || {
+        id += 1;
+        source.sql(&format!("insert into account values ({id}, 'more{id}')"));
+        source.sql(&confirmed) == "t"
+    });
+    let spooled = || {
+        let names = fs::read_dir(dir.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".db")).count()
+    };
+    assert_eq!(spooled(), 1, "what was acknowledged is in one spool");
+    brokers.start_all();
+    source.sql("delete from account where id = 7");
+    for site in ["b", "c"] {
+        fan.settle(site);
+        fan.assert_equal(site);
+    }
+    // It is left with a record that comes once all is forwarded.
+    until("nothing is left in the spool", PATIENCE, || {
+        id += 1;
+        source.sql(&format!("insert into account values ({id}, 'more{id}')"));
+        spooled() == 0
+    });
+    for node in &mut nodes {
+        assert_eq!(node.stop(), 0, "{}", fan.pair.log());
+    }
+}
+
+/// One target follows over the network, another one that is cut off is fed by files from the same topic.
+#[test]
+fn a_target_of_a_shared_topic_is_fed_by_files() {
+    for version in both_ends() {
+        let mut fan = Fan::new(version, &["b", "c"], &format!("{AT_PEER}\n[export]\nkey_file = \"key\""));
+        secret(&fan.pair.dir.path().join("key"), "0123456789abcdef0123456789abcdef0123456789abcdef\n");
+        let source = fan.pair.source.clone();
+        source.sql("insert into account select n, 'm' || n, 0, '' from generate_series(1, 20) n");
+        fan.pair.deploy();
+        fan.pair.run_once();
+        let (mut a, mut b) = (fan.node("a"), fan.node("b"));
+        for round in 0..2 {
+            source.sql(&format!(
+                "insert into account values ({}, 'r{round}'); delete from account where id = {round}",
+                500 + round
+            ));
+            fan.settle("b");
+            let (file, flow) = (fan.pair.dir.path().join(format!("{round}.parcel")), fan.flow("c"));
+            let file = file.to_str().expect("UTF-8");
+            fan.asked(&["--site", "a", "export", "--flow", &flow, "--from", "1", file]);
+            // Twice does no harm, and it is not b's.
+            for _ in 0..2 {
+                fan.asked(&["--site", "c", "import", "--flow", &flow, file]);
+                fan.assert_equal("c");
+            }
+        }
+        let mut c = fan.node("c");
+        source.sql("delete from account where id = 9");
+        for site in ["b", "c"] {
+            fan.settle(site);
+            fan.assert_equal(site);
+        }
+        for node in [&mut a, &mut b, &mut c] {
+            assert_eq!(node.stop(), 0, "{}", fan.pair.log());
+        }
+    }
 }

@@ -114,6 +114,55 @@ fn rows_that_were_there_before_come_through_the_topic() {
     }
 }
 
+/// It goes where the target's node sees no more than its own file, and nothing waits for it; it may come back.
+#[test]
+fn a_table_that_leaves_the_file_while_it_is_copied_is_forgotten() {
+    for version in both_ends() {
+        let pair = pair(version);
+        through_topic(&pair);
+        let later = "create table later (k text primary key, v text, w int)";
+        pair.source.sql(&format!("{later}; insert into later select n::text, 'v', n from generate_series(1, 3000) n"));
+        pair.target.sql(later);
+        pair.deploy();
+        pair.target.sql("alter table later drop column w");
+        let file = std::fs::read_to_string(&pair.file).expect("readable");
+        let mut a = pair.daemon(&["--site", "a"], &[]);
+        let mut b = blind(&pair, "");
+        let state = "select state || ' ' || coalesce(reason, '') from sitepair.table_state where table_name = 'later'";
+        until("its copy waits", PATIENCE, || {
+            let state = pair.target.sql(state);
+            state.starts_with("copying") && state.contains("ADD COLUMN")
+        });
+        pair.source.sql("insert into account values (901, 'while it waits')");
+        joined(&pair, 3);
+        assert_eq!((a.stop(), b.stop()), (0, 0), "{}", pair.log());
+
+        let without = file.replace("exclude = [\"public.log\"]", "exclude = [\"public.log\", \"public.later\"]");
+        assert_ne!(without, file);
+        std::fs::write(&pair.file, without).expect("writable");
+        pair.deploy();
+        let mut a = pair.daemon(&["--site", "a"], &[]);
+        let mut b = blind(&pair, "");
+        until("it is forgotten", PATIENCE, || pair.target.sql(state).is_empty());
+        pair.source.sql("insert into account values (902, 'after'); delete from later where k < '2'");
+        joined(&pair, 3);
+        pair.settle();
+        agree(&pair);
+        assert_eq!((a.stop(), b.stop()), (0, 0), "{}", pair.log());
+
+        std::fs::write(&pair.file, file).expect("writable");
+        pair.target.sql("alter table later add column w int");
+        pair.deploy();
+        let mut a = pair.daemon(&["--site", "a"], &[]);
+        let mut b = blind(&pair, "");
+        joined(&pair, 4);
+        pair.settle();
+        pair.assert_equal("later");
+        agree(&pair);
+        assert_eq!((a.stop(), b.stop()), (0, 0), "{}", pair.log());
+    }
+}
+
 /// Steps at which either node is killed.
 const AT_SOURCE: [&str; 5] = ["after-chunk-commit", "act", "before-chunk-commit", "after-append", "inside-transaction"];
 const AT_TARGET: [&str; 6] =
