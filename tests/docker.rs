@@ -22,6 +22,23 @@ fn compose() -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
+/// The schema is that of compose-spec/compose-spec, schema/compose-spec.json.
+#[test]
+fn the_compose_file_fits_the_schema_of_compose() {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/docker/compose-spec.json");
+    let program = "import json, sys, yaml; from jsonschema import Draft7Validator
+schema, file = json.load(open(sys.argv[1])), yaml.safe_load(open(sys.argv[2]))
+Draft7Validator.check_schema(schema)
+faults = lambda: [error.message for error in Draft7Validator(schema).iter_errors(file)]
+print('\\n'.join(faults()))
+file['services']['load']['comand'] = 'misspelt'
+assert len(faults()) == 1, 'the schema finds nothing'";
+    let mut python = Command::new("/usr/bin/python3");
+    let output = python.args(["-c", program]).arg(schema).arg(docker().join("compose.yaml")).output().expect("python3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "");
+}
+
 fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
 }
@@ -62,7 +79,7 @@ fn the_image_holds_the_program_alone_and_runs_as_nobody_special() {
     let stages: Vec<&str> = text.lines().filter(|line| line.starts_with("FROM ")).collect();
     assert!(stages.len() == 2 && stages[1].contains("slim"), "{stages:?}");
     let last = text.rsplit("\nFROM ").next().expect("a stage");
-    assert!(last.contains("\nUSER sitepair") && last.contains("ENTRYPOINT [\"sitepair\"]"), "{last}");
+    assert!(last.contains("\nUSER 10001") && last.contains("ENTRYPOINT [\"sitepair\"]"), "{last}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let copied = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
     for file in copied.flat_map(|line| line.split(' ').rev().skip(1)) {

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod flow;
 mod kill;
+mod lab;
 mod spool;
 mod through;
 mod tools;

@@ -19,8 +19,9 @@ const START_WITHIN: Duration = Duration::from_secs(180);
 /// A user who may do everything, one who may do nothing, and one who is given rights; their passwords are their names backwards.
 const USERS: [&str; 3] = ["admin", "nobody", "clerk"];
 /// Kafka's own tools, and the class that each script starts.
-const TOOLS: [(&str, &str); 4] = [
+const TOOLS: [(&str, &str); 5] = [
     ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+    ("kafka-broker-api-versions.sh", "org.apache.kafka.tools.BrokerApiVersionsCommand"),
     ("kafka-consumer-groups.sh", "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"),
     ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
     ("kafka-transactions.sh", "org.apache.kafka.tools.TransactionsCommand"),

@@ -1,6 +1,7 @@
 """Reads a whole Kafka topic and checks each record against the published schema.
 
-usage: consumer.py BROKERS TOPIC SCHEMA; prints `records transactions rows` and the ids of inserted rows of public.account.
+usage: consumer.py BROKERS TOPIC SCHEMA; prints `records transactions rows`, the ids of inserted rows of
+public.account, and what kinds of records and changes there were.
 """
 
 import json
@@ -21,6 +22,7 @@ consumer = Consumer({
 consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
 records = transactions = rows = 0
 ids = []
+kinds = set()
 while True:
     message = consumer.poll(30)
     if message is None:
@@ -38,8 +40,14 @@ while True:
         transactions += 1
     rows += int(headers["rows"])
     records += 1
+    kinds.add(record["kind"])
+    kinds.update(name for name in ("genesis", "cont", "cont_end") if name in record)
+    if "copy" in record:
+        kinds.add("copy:" + record["copy"]["step"])
     for change in record.get("changes", []):
+        kinds.add(change["op"])
         if change["op"] == "i":
             ids.append(change["new"][0])
 print(records, transactions, rows)
 print(" ".join(ids))
+print(" ".join(sorted(kinds)))

@@ -33,13 +33,36 @@ fn output(program: &str, args: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// What a Python consumer reads: records, transactions and rows, and the ids inserted, in order.
-pub fn consumed(brokers: &Brokers, topic: &str) -> (Vec<u64>, Vec<u64>) {
+/// What a Python consumer prints of a topic, each record of which it has checked against the published schema.
+fn read_by_python(brokers: &Brokers, topic: &str) -> String {
     let root = env!("CARGO_MANIFEST_DIR");
     let (program, schema) = (format!("{root}/tests/it/kafka/consumer.py"), format!("{root}/docs/record.schema.json"));
-    let printed = output("/usr/bin/python3", &[&program, &brokers.addresses().join(","), topic, &schema]);
+    output("/usr/bin/python3", &[&program, &brokers.addresses().join(","), topic, &schema])
+}
+
+/// What a Python consumer reads: records, transactions and rows, and the ids inserted, in order.
+pub fn consumed(brokers: &Brokers, topic: &str) -> (Vec<u64>, Vec<u64>) {
+    let printed = read_by_python(brokers, topic);
     let mut lines = printed.lines().map(|line| line.split(' ').filter_map(|number| number.parse().ok()).collect());
     (lines.next().unwrap_or_default(), lines.next().unwrap_or_default())
+}
+
+/// The kinds of records and changes that it reads, and how many records kcat finds.
+pub fn kinds(brokers: &Brokers, topic: &str) -> (String, u64) {
+    let printed = read_by_python(brokers, topic);
+    let count = printed.split(' ').next().and_then(|number| number.parse().ok());
+    assert_eq!(count, Some(seen_by_kcat(brokers, topic)), "records for one and the other");
+    (printed.lines().last().expect("a line").to_owned(), count.expect("a number"))
+}
+
+/// How many records kcat finds, each with the schema's name in its headers.
+fn seen_by_kcat(brokers: &Brokers, topic: &str) -> u64 {
+    let format = "%o %h\\n";
+    let kcat =
+        ["-b", &brokers.addresses()[0], "-C", "-t", topic, "-e", "-q", "-X", "isolation.level=read_committed", "-f"];
+    let lines = output("kcat", &[&kcat[..], &[format]].concat());
+    assert!(lines.lines().all(|line| line.contains("schema=sitepair.record.1")), "{lines}");
+    lines.lines().count() as u64
 }
 
 fn from_one_site_to_the_other(version: u32) {
@@ -76,12 +99,7 @@ fn from_one_site_to_the_other(version: u32) {
     let info = pair.sitepair(&["topic", "info", "--json"]);
     let info: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
     assert_eq!((info["next_offset"].as_u64(), info["transactions"].as_u64()), (Some(numbers[0]), Some(61)));
-    let format = "%o %h\\n";
-    let kcat =
-        ["-b", &brokers.addresses()[0], "-C", "-t", &topic, "-e", "-q", "-X", "isolation.level=read_committed", "-f"];
-    let lines = output("kcat", &[&kcat[..], &[format]].concat());
-    assert_eq!(lines.lines().count() as u64, numbers[0], "{lines}");
-    assert!(lines.lines().all(|line| line.contains("schema=sitepair.record.1")), "{lines}");
+    assert_eq!(seen_by_kcat(brokers, &topic), numbers[0]);
 
     // The group's offset follows the checkpoint, so lag tools show none in the end.
     let group = |_: ()| super::committed_lag(brokers, &topic);

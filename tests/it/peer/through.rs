@@ -12,7 +12,7 @@ use crate::pair::{Daemon, PATIENCE, Pair};
 const LONG: std::time::Duration = std::time::Duration::from_secs(180);
 
 /// Turns on copies through the topic.
-fn through_topic(pair: &Pair) {
+pub fn through_topic(pair: &Pair) {
     let text = std::fs::read_to_string(&pair.file).expect("readable");
     std::fs::write(&pair.file, format!("{text}\n[copy]\nthrough = \"topic\"\n")).expect("writable");
 }
