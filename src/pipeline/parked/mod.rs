@@ -339,9 +339,19 @@ impl Hand<'_> {
             let what = format!("{operation}: operation {first} of the same key or unique value is older");
             return Err(Fault::new(Code::DataError, what).remedy("retry or drop that one first, or retry --all"));
         }
+        const LEAVES: &str = "SELECT id FROM sitepair.parked WHERE flow = $1 AND table_schema = $2 AND table_name = $3 \
+             AND next_offset = $4 AND old_key = $5::text::jsonb AND id > $6 AND NOT id = ANY ($7) ORDER BY id LIMIT 1";
+        let (flow, table) = (self.flow.to_string(), &operation.table);
+        let key = Value::Array(operation.key.clone()).to_string();
+        let (next, id) = (operation.next_offset, operation.id);
+        let leaves =
+            self.target.query_opt(LEAVES, &[&flow, &table.schema, &table.name, &next, &key, &id, &together]).await;
+        if let Some(row) = leaves.map_err(|error| sqlstate::fault(&error))? {
+            let what = format!("{operation}: its key is still that of the row of operation {}", row.get::<_, i64>(0));
+            return Err(Fault::new(Code::DataError, what).remedy("retry both in one command, or retry --all"));
+        }
         const STATE: &str = "SELECT state FROM sitepair.table_state WHERE flow = $1 AND table_schema = $2 AND table_name = $3 \
              AND state <> 'joined'";
-        let (flow, table) = (self.flow.to_string(), &operation.table);
         let state = self.target.query_opt(STATE, &[&flow, &table.schema, &table.name]).await;
         if let Some(row) = state.map_err(|error| sqlstate::fault(&error))? {
             let what = format!("{operation}: the table is {}", row.get::<_, String>(0));

@@ -149,6 +149,11 @@ async fn upsert(target: &Session, operation: &Operation, columns: &[Column]) -> 
             return Ok(updated);
         }
     }
+    insert(target, operation, columns).await
+}
+
+/// Makes the row, over one that is under its key.
+async fn insert(target: &Session, operation: &Operation, columns: &[Column]) -> Result<u64> {
     let mut parameters = Parameters::default();
     let (mut names, mut values, mut set) = (Vec::new(), Vec::new(), Vec::new());
     for (column, value) in given(operation, columns) {
