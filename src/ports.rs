@@ -13,11 +13,30 @@ use bytes::Bytes;
 
 use crate::model::{Lsn, Offset, Record, Result, Stored, TxMark};
 
-/// A started logical replication stream.
+/// What a source sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A message of the output plugin.
+    Message {
+        /// End of the source's log when it was sent.
+        wal_end: Lsn,
+        /// The message.
+        body: Bytes,
+    },
+    /// A sign of life.
+    Keepalive {
+        /// Everything that ends up to here has been sent.
+        end: Lsn,
+        /// The source waits for a status update.
+        reply: bool,
+    },
+}
+
+/// The changes that a slot holds, in order.
 pub trait Source: Send {
     /// Waits until at least one message is there, or `patience` is over, and appends all that have arrived to `into`, in
-    /// order: payloads of CopyData, each an XLogData or a keepalive.
-    fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> impl Future<Output = Result<()>> + Send;
+    /// order. Nothing is lost when the future is dropped.
+    fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> impl Future<Output = Result<()>> + Send;
 
     /// Sends a standby status update: write = flush = apply = `durable` (P2), asking for a keepalive if `reply` is set.
     fn confirm(&mut self, durable: Lsn, reply: bool) -> impl Future<Output = Result<()>> + Send;

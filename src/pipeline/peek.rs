@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio_postgres::RowStream;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::amount::Pending;
 use super::inspect;
-use crate::model::{Lsn, Offset, Record, Result, Stamp, units};
-use crate::ports::{Bounds, Held, Seek, Source, Tail, TopicReader, TopicWriter};
+use crate::model::{Lsn, Offset, Record, Result, Stamp};
+use crate::ports::{Bounds, Held, Incoming, Seek, Source, Tail, TopicReader, TopicWriter};
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
@@ -36,7 +36,7 @@ impl Peek {
     /// # Errors
     /// What the server says: 55006 while the slot is in use.
     pub async fn start(session: &Session, slot: &str, publication: &str, upto: Lsn) -> Result<Peek> {
-        let sql = "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, \
+        let sql = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, \
                    'proto_version', '1', 'publication_names', $3, 'messages', 'true')";
         let (upto_text, publication) = (upto.to_string(), crate::model::names::quote_ident(publication));
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
@@ -47,7 +47,7 @@ impl Peek {
 }
 
 impl Source for Peek {
-    async fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> Result<()> {
+    async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<()> {
         if self.ended {
             tokio::time::sleep(patience).await;
             return Ok(());
@@ -55,12 +55,12 @@ impl Source for Peek {
         for _ in 0..BATCH {
             let Some(row) = self.rows.next().await else {
                 self.ended = true;
-                into.push(keepalive(self.upto));
+                into.push(Incoming::Keepalive { end: self.upto, reply: false });
                 return Ok(());
             };
             let row = row.map_err(|error| sqlstate::fault(&error))?;
-            let lsn: Lsn = row.get::<_, &str>(0).parse().unwrap_or(Lsn::ZERO);
-            into.push(xlog_data(lsn, row.get(1)));
+            let body = Bytes::copy_from_slice(row.get(0));
+            into.push(Incoming::Message { wal_end: self.upto, body });
         }
         Ok(())
     }
@@ -69,26 +69,6 @@ impl Source for Peek {
     async fn confirm(&mut self, _: Lsn, _: bool) -> Result<()> {
         Ok(())
     }
-}
-
-/// As a walsender frames it (PostgreSQL manual, section 55.4).
-fn xlog_data(lsn: Lsn, body: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(25 + body.len());
-    frame.put_u8(b'w');
-    frame.put_u64(lsn.0);
-    frame.put_u64(lsn.0);
-    frame.put_i64(units::now_us());
-    frame.put_slice(body);
-    frame.freeze()
-}
-
-fn keepalive(end: Lsn) -> Bytes {
-    let mut frame = BytesMut::with_capacity(18);
-    frame.put_u8(b'k');
-    frame.put_u64(end.0);
-    frame.put_i64(units::now_us());
-    frame.put_u8(0);
-    frame.freeze()
 }
 
 /// Counts what the reader would write, and writes nothing.

@@ -10,7 +10,8 @@ use super::{Timing, retention, sending, slot_guard, supervisor};
 use crate::config::{CopyWay, Pipeline, Site};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
 use crate::ports::{Goal, Source, Stop, TopicWriter};
-use crate::postgres::replication::Replication;
+use crate::postgres::catch_up::CatchUp;
+use crate::postgres::replication::{Decoding, Replication};
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::{catalog, flow as installed, publication};
@@ -21,6 +22,9 @@ use crate::topic;
 
 /// Between two heartbeats of a reader that comes to an end.
 const ONCE_HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// A source that catches up in stretches says nothing while it decodes one: at most this share of `tuning.liveness_timeout`.
+const LIVENESS_SHARE: u32 = 3;
 
 /// What `pg_stat_activity` shows for the reader's sessions.
 fn application_name(flow: &FlowName) -> String {
@@ -89,10 +93,12 @@ async fn attempt(
     let mut replication = Replication::connect(&site.postgres, &application_name(flow)).await?;
     let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
-    let stream = replication.start(&deployed.genesis.slot, &flow.object()).await?;
+    let decoding = Decoding { slot: deployed.genesis.slot.clone(), publication: flow.object() };
+    let within = pipeline.tuning.liveness_timeout / LIVENESS_SHARE;
+    let catch_up = CatchUp::open(replication, decoding, within).await?;
     let (retention, flow_id, whose) = (topic.retention(), deployed.flow_id, deployed.clone());
     let parts = ReaderParts {
-        source: stream,
+        source: catch_up,
         writer: topic.id(),
         topic,
         lookup: Arc::new(source),

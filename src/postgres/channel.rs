@@ -1,14 +1,20 @@
-//! Whole protocol messages over a stream, one at a time: for logins and for the walsender's commands.
+//! Whole protocol messages over a stream: one at a time for logins and commands, sliced out of a large buffer for changes.
 
 use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use postgres_protocol::message::backend::Header;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::dial::Io;
+
+/// Size of a buffer for changes; messages that fit share it.
+pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
+/// A new buffer for changes is taken when less than this is left of the old one.
+const LEAST_ROOM_BYTES: usize = 64 * 1024;
 
 /// A stream, and what was read past the last whole message.
 pub(super) struct Channel {
@@ -41,6 +47,43 @@ impl Channel {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// The next message with its tag and length, if it is in the buffer as a whole.
+    pub(super) fn whole(&self) -> io::Result<Option<usize>> {
+        Ok(whole_length(&self.buffer)?.filter(|total| *total <= self.buffer.len()))
+    }
+
+    /// Room for the rest of the message that has begun, or for a good read.
+    ///
+    /// A large message gets a buffer of exactly its size, so it never costs more than its size and what was read of it
+    /// before; that buffer goes with the message. True for a large one.
+    pub(super) fn make_room(&mut self) -> io::Result<bool> {
+        let begun = whole_length(&self.buffer)?.unwrap_or(0);
+        let room = self.buffer.capacity() - self.buffer.len();
+        let large = begun > CHUNK_BYTES;
+        if if large { self.buffer.capacity() < begun } else { room < LEAST_ROOM_BYTES } {
+            let mut larger = BytesMut::with_capacity(begun.max(CHUNK_BYTES));
+            larger.extend_from_slice(&self.buffer);
+            self.buffer = larger;
+        }
+        Ok(large)
+    }
+
+    /// Waits for bytes, then takes what is there, until nothing more is there, or the buffer is full; returns how many.
+    ///
+    /// One read of a TLS stream gives one record of at most 16 KiB, so a single read would not show how much is waiting.
+    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+        let mut count = self.io.read_buf(&mut self.buffer).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while self.buffer.capacity() > self.buffer.len() {
+            let more = self.io.read_buf(&mut self.buffer).now_or_never().transpose()?;
+            let Some(more) = more.filter(|more| *more > 0) else { break };
+            count += more;
+        }
+        Ok(count)
     }
 }
 

@@ -4,7 +4,7 @@
 //! each send wakes him; while the receive window has room, each becomes a segment of its own. Only where the window is full
 //! does the server's kernel put message after message into one segment, which halves the walsender's CPU time. So while behind:
 //!
-//! - On loopback, where a segment costs what it costs and nothing overlaps, the window is small ([`super::dial`]): it is full
+//! - On loopback, where a segment costs what it costs and nothing overlaps, the window is bounded ([`super::dial`]): it is full
 //!   after some messages, and the rest of a pause is cheap for the server. A read then takes all of it, window by window.
 //! - Over a network the window stays large, and the network's card gathers segments; here only wake-ups are saved.
 //! - On a Unix socket each message is a buffer of its own whatever is done here, and the server waits when some hundred lie

@@ -7,6 +7,7 @@
 //! dial (hosts, TCP or Unix socket) -> tls (sslmode, certificates) -> login (SCRAM, pinned settings)
 //!       -> session (tokio-postgres over the logged-in stream)
 //!       -> replication (walsender: commands, then the stream)
+//!            -> catch_up (a slot far behind: stretches by SQL, then the stream)
 //! ```
 
 mod chain;
@@ -22,6 +23,7 @@ mod stream;
 mod tls;
 
 pub mod catalog;
+pub mod catch_up;
 pub mod fetch;
 pub mod flow;
 pub mod image;

@@ -1,6 +1,7 @@
-//! A walsender connection: commands (PostgreSQL manual, section 55.4), then the stream.
+//! A walsender connection: commands (PostgreSQL manual, section 55.4) and queries, then the stream.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::backend::{DataRowBody, ErrorFields, Message};
@@ -11,6 +12,7 @@ use super::channel::{self, Channel};
 use super::dial::Purpose;
 use super::gather::Road;
 use super::login::{self, error_fields};
+use super::slot;
 use super::sqlstate;
 pub use super::stream::Stream;
 use crate::config::ConnInfo;
@@ -60,7 +62,34 @@ pub struct CreatedSlot {
     pub snapshot: String,
 }
 
+/// Where a slot stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    /// Decoding begins here.
+    pub(super) restart: Lsn,
+    /// Up to here everything was confirmed.
+    pub(super) confirmed: Lsn,
+    /// What the server has on disk, or has replayed.
+    pub(super) flushed: Lsn,
+}
+
+/// What is decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoding {
+    /// From this slot.
+    pub slot: String,
+    /// What this publication names.
+    pub publication: String,
+}
+
 type Field = Option<Bytes>;
+
+/// Options of pgoutput (PostgreSQL manual, section 55.5), names before values.
+fn options(publication: &str) -> [(&'static str, String); 3] {
+    // The list of publications is parsed as identifiers, inside a string constant.
+    let publications = quote_literal(&quote_ident(publication));
+    [("proto_version", quote_literal("1")), ("publication_names", publications), ("messages", quote_literal("true"))]
+}
 
 impl Replication {
     /// Connects to the database as a walsender, with the same pinned settings as an SQL session.
@@ -135,19 +164,14 @@ impl Replication {
     /// `SlotLost` when there is no such slot or it was invalidated, `SecondReader` when it is in use, `ForeignSlot` when
     /// it belongs to another database, and what else the server says.
     pub async fn start(mut self, slot: &str, publication: &str) -> Result<Stream> {
-        // The list of publications is parsed as identifiers, inside a string constant.
-        let publications = quote_literal(&quote_ident(publication));
-        let slot_name = quote_ident(slot);
-        let command = format!(
-            "START_REPLICATION SLOT {slot_name} LOGICAL 0/0 \
-             (proto_version '1', publication_names {publications}, messages 'true')"
-        );
+        let options = options(publication).map(|(name, value)| format!("{name} {value}")).join(", ");
+        let command = format!("START_REPLICATION SLOT {} LOGICAL 0/0 ({options})", quote_ident(slot));
         self.send_query(&command).await?;
         loop {
             let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;
             if raw.first() == Some(&COPY_BOTH_RESPONSE) {
-                let io = channel::take(&mut self.channel.io);
-                return Ok(Stream::new(io, &self.channel.buffer, self.road, self.place.clone()));
+                let channel = self.take_channel();
+                return Ok(Stream::new(channel, self.road, self.place.clone()));
             }
             match self.parse(&raw)? {
                 Message::ErrorResponse(body) => return Err(self.start_fault(slot, &mut body.fields())),
@@ -155,6 +179,93 @@ impl Replication {
                 _ => return Err(self.bad("something else than a stream to START_REPLICATION")),
             }
         }
+    }
+
+    fn take_channel(&mut self) -> Channel {
+        let io = channel::take(&mut self.channel.io);
+        Channel { io, buffer: std::mem::take(&mut self.channel.buffer) }
+    }
+
+    /// Notes that this session reads the slot, for as long as it lasts; false when another one does.
+    ///
+    /// A walsender finds out by wal_sender_timeout that its client is gone. Until there is a stream, the server's kernel has to:
+    /// in a minute too, or the lock would keep the next reader out for hours.
+    pub(super) async fn claim(&mut self, decoding: &Decoding) -> Result<bool> {
+        let sql = format!(
+            "SET tcp_user_timeout = 60000; SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; \
+             SET tcp_keepalives_count = 4; SELECT pg_try_advisory_lock({})",
+            slot::reader_lock(&quote_literal(&decoding.slot))
+        );
+        let row = self.single_row(&sql).await?;
+        Ok(self.text(&row, 0)? == "t")
+    }
+
+    /// Where the slot stands; `None` when there is none, or it has no position.
+    pub(super) async fn standing(&mut self, decoding: &Decoding) -> Result<Option<Standing>> {
+        let sql = format!(
+            "SELECT restart_lsn, confirmed_flush_lsn, \
+             CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
+             FROM pg_replication_slots WHERE slot_name = {} AND restart_lsn IS NOT NULL AND confirmed_flush_lsn IS NOT NULL",
+            quote_literal(&decoding.slot)
+        );
+        let rows = self.rows(&sql).await??;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let (restart, confirmed, flushed) = (self.parsed(row, 0)?, self.parsed(row, 1)?, self.parsed(row, 2)?);
+        Ok(Some(Standing { restart, confirmed, flushed }))
+    }
+
+    /// Asks for the slot's messages up to `upto`: the rows of a cursor, which come after the answer to COMMIT.
+    pub(super) async fn ask_stretch(&mut self, decoding: &Decoding, upto: Lsn, within: Duration) -> Result<()> {
+        let options = options(&decoding.publication).map(|(name, value)| format!("{}, {value}", quote_literal(name)));
+        // The first FETCH decodes all of it; where that takes longer, nothing was shown yet.
+        let sql = format!(
+            "{}; DECLARE changes BINARY NO SCROLL CURSOR WITH HOLD FOR \
+             SELECT data FROM pg_logical_slot_peek_binary_changes({}, '{upto}', NULL, {}); \
+             FETCH 1 FROM changes; COMMIT; FETCH ALL FROM changes; CLOSE changes",
+            begin(within),
+            quote_literal(&decoding.slot),
+            options.join(", ")
+        );
+        self.send_query(&sql).await
+    }
+
+    /// Moves the slot to `to`, which is durable elsewhere (P2). The inner error is the server's refusal.
+    pub(super) async fn advance(
+        &mut self,
+        decoding: &Decoding,
+        to: Lsn,
+        within: Duration,
+    ) -> Result<std::result::Result<(), Fault>> {
+        let slot = quote_literal(&decoding.slot);
+        let sql = format!("{}; SELECT pg_replication_slot_advance({slot}, '{to}'); COMMIT", begin(within));
+        Ok(self.rows(&sql).await?.map(|_| ()))
+    }
+
+    /// Ends the transaction that an error has left open.
+    pub(super) async fn reset(&mut self) -> Result<()> {
+        self.rows("ROLLBACK").await??;
+        Ok(())
+    }
+
+    /// The next message if it is there as a whole, and its tag.
+    pub(super) fn whole_message(&mut self) -> Result<Option<(u8, Bytes)>> {
+        let Some(total) = self.channel.whole().map_err(|error| self.broken(&error))? else { return Ok(None) };
+        let message = self.channel.buffer.split_to(total).freeze();
+        Ok(message.first().map(|tag| (*tag, message.clone())))
+    }
+
+    /// Waits for bytes.
+    pub(super) async fn fill(&mut self) -> Result<()> {
+        self.channel.make_room().map_err(|error| self.broken(&error))?;
+        self.channel.fill().await.map(|_| ()).map_err(|error| self.broken(&error))
+    }
+
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(super) fn server_fault(&self, state: &str, message: &str) -> Fault {
+        sqlstate::server_fault(state, message).at(&self.place)
     }
 
     fn start_fault(&self, slot: &str, fields: &mut ErrorFields<'_>) -> Fault {
@@ -166,7 +277,7 @@ impl Replication {
             "55000" if message.contains("wal_level") => Code::BadSetting,
             "55000" if message.contains("this database") || message.contains("physical") => Code::ForeignSlot,
             "55000" => Code::SlotLost,
-            _ => return sqlstate::server_fault(&state, &message).at(&self.place),
+            _ => return self.server_fault(&state, &message),
         };
         Fault::new(code, format!("slot \"{slot}\": {message} (SQLSTATE {state})")).at(&self.place)
     }
@@ -179,6 +290,15 @@ impl Replication {
 
     /// Runs a command that answers with exactly one row.
     async fn single_row(&mut self, command: &str) -> Result<Vec<Field>> {
+        let mut rows = self.rows(command).await??;
+        match rows.pop() {
+            Some(row) if rows.is_empty() => Ok(row),
+            _ => Err(self.bad(&format!("not one row to {command}"))),
+        }
+    }
+
+    /// Runs a command, or several queries; returns the rows of all. The inner error is what the server said.
+    async fn rows(&mut self, command: &str) -> Result<std::result::Result<Vec<Vec<Field>>, Fault>> {
         self.send_query(command).await?;
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
@@ -187,20 +307,16 @@ impl Replication {
                 Message::DataRow(body) => rows.push(fields(&body).map_err(|error| self.broken(&error))?),
                 Message::ErrorResponse(body) => {
                     let (state, message) = error_fields(&mut body.fields());
-                    failed = Some(sqlstate::server_fault(&state, &message).at(&self.place));
+                    failed = Some(self.server_fault(&state, &message));
                 }
                 Message::ReadyForQuery(_) => break,
                 _ => {}
             }
         }
-        match (failed, rows.pop()) {
-            (Some(fault), _) => Err(fault),
-            (None, Some(row)) if rows.is_empty() => Ok(row),
-            (None, _) => Err(self.bad(&format!("not one row to {command}"))),
-        }
+        Ok(failed.map_or(Ok(rows), Err))
     }
 
-    fn parse(&self, raw: &Bytes) -> Result<Message> {
+    pub(super) fn parse(&self, raw: &Bytes) -> Result<Message> {
         let parsed = Message::parse(&mut BytesMut::from(&raw[..]));
         parsed.map_err(|error| self.broken(&error))?.ok_or_else(|| self.bad("half a message"))
     }
@@ -215,7 +331,7 @@ impl Replication {
         self.text(row, position)?.parse().map_err(|_| self.bad("a value that can't be read"))
     }
 
-    fn bad(&self, answer: &str) -> Fault {
+    pub(super) fn bad(&self, answer: &str) -> Fault {
         Fault::new(Code::BadStream, format!("{}: the server answered with {answer}", self.place))
     }
 
@@ -228,6 +344,14 @@ impl Drop for Replication {
     fn drop(&mut self) {
         channel::part(&mut self.channel.io, BytesMut::new());
     }
+}
+
+/// Begins a transaction whose statements may take so long, and that ends when nobody waits for it any more.
+fn begin(within: Duration) -> String {
+    format!(
+        "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL client_connection_check_interval = 1000",
+        within.as_millis().max(1)
+    )
 }
 
 fn fields(body: &DataRowBody) -> io::Result<Vec<Field>> {

@@ -23,9 +23,9 @@ pub struct SlotState {
     pub two_phase: bool,
     /// Synchronised to standbys; false before version 17.
     pub failover: bool,
-    /// A walsender reads it now.
+    /// A session reads it now, or is between two stretches of it.
     pub active: bool,
-    /// That walsender's process.
+    /// That session's process.
     pub active_pid: Option<u32>,
     /// From here on the log is kept.
     pub restart_lsn: Option<Lsn>,
@@ -44,14 +44,23 @@ pub struct SlotState {
 /// The columns that later versions added are read through jsonb, which gives NULL where a version lacks them.
 const STATE: &str = "
     SELECT slot_name::text, plugin::text, database::text, datoid, temporary, two_phase,
-        coalesce((to_jsonb(s)->>'failover')::bool, false), active, active_pid,
+        coalesce((to_jsonb(s)->>'failover')::bool, false), active OR l.pid IS NOT NULL, coalesce(active_pid, l.pid),
         restart_lsn::text, confirmed_flush_lsn::text, wal_status, safe_wal_size,
         CASE WHEN to_jsonb(s)->>'invalidation_reason' IS NOT NULL THEN to_jsonb(s)->>'invalidation_reason'
              WHEN (to_jsonb(s)->>'conflicting')::bool AND restart_lsn IS NOT NULL THEN 'conflict with recovery'
              WHEN wal_status = 'lost' THEN 'wal_removed' END,
         coalesce(greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
             ELSE pg_current_wal_lsn() END, restart_lsn), 0), 0)::int8
-    FROM pg_replication_slots s WHERE slot_name = $1";
+    FROM pg_replication_slots s LEFT JOIN LATERAL (
+        SELECT pid FROM pg_locks
+         WHERE locktype = 'advisory' AND granted AND pg_locks.database = s.datoid AND objsubid = 1
+           AND classid::int8 << 32 | objid::int8 = hashtextextended('sitepair reader ' || s.slot_name, 0)) l ON true
+    WHERE slot_name = $1";
+
+/// Key of the session lock of whoever reads a slot. It is the slot's in the view of [`state`] too.
+pub(super) fn reader_lock(name: &str) -> String {
+    format!("hashtextextended('sitepair reader ' || {name}, 0)")
+}
 
 /// The slot of that name, or `None`.
 ///

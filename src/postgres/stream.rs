@@ -7,30 +7,22 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures_util::FutureExt;
 use postgres_protocol::message::backend::{ErrorFields, Message};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
-use super::channel::{farewell, part, take, whole_length};
-use super::dial::Io;
+use super::channel::{Channel, farewell, part, take};
 use super::gather::{Gather, Road};
 use super::login::error_fields;
 use super::sqlstate::{self, Kind};
 use crate::model::{Code, Fault, Lsn, Result, units};
-use crate::ports::Source;
+use crate::ports::{Incoming, Source};
 use crate::telemetry::notice;
-use crate::wire::replication::status_update;
-
-/// Size of a read buffer; messages that fit share it.
-const CHUNK_BYTES: usize = 1024 * 1024;
-/// A new read buffer is taken when less than this is left of the old one.
-const LEAST_ROOM_BYTES: usize = 64 * 1024;
+use crate::wire::replication::{Frame, parse, status_update};
 
 /// See the module.
 pub struct Stream {
-    io: Box<dyn Io>,
-    buffer: BytesMut,
+    channel: Channel,
     out: BytesMut,
     gather: Gather,
     /// Position of the last message, to say where the server failed.
@@ -39,16 +31,14 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(io: Box<dyn Io>, rest: &[u8], road: Road, place: String) -> Self {
-        let mut buffer = BytesMut::with_capacity(CHUNK_BYTES.max(rest.len()));
-        buffer.extend_from_slice(rest);
-        Self { io, buffer, out: BytesMut::new(), gather: Gather::new(road, Instant::now()), received: Lsn::ZERO, place }
+    pub(super) fn new(channel: Channel, road: Road, place: String) -> Self {
+        Self { channel, out: BytesMut::new(), gather: Gather::new(road, Instant::now()), received: Lsn::ZERO, place }
     }
 
     /// Ends the stream: CopyDone, then the connection is closed. Dropping does the same in the background.
     pub async fn stop(mut self) {
         let last_words = self.last_words();
-        farewell(take(&mut self.io), last_words).await;
+        farewell(take(&mut self.channel.io), last_words).await;
     }
 
     fn last_words(&mut self) -> BytesMut {
@@ -58,51 +48,44 @@ impl Stream {
     }
 
     /// Moves whole messages from the buffer to `into`, up to the first that is not CopyData.
-    fn take_messages(&mut self, into: &mut Vec<Bytes>) -> Result<()> {
+    fn take_messages(&mut self, into: &mut Vec<Incoming>) -> Result<()> {
         let before = into.len();
-        while let Some(total) = whole_length(&self.buffer).map_err(|error| self.bad(&error.to_string()))? {
-            if total > self.buffer.len() {
-                break;
-            }
-            if self.buffer.first() == Some(&b'd') {
-                let mut message = self.buffer.split_to(total).freeze();
-                message.advance(5);
-                into.push(message);
+        while let Some(total) = self.channel.whole().map_err(|error| self.bad(&error.to_string()))? {
+            if self.channel.buffer.first() == Some(&b'd') {
+                let mut payload = self.channel.buffer.split_to(total).freeze();
+                payload.advance(5);
+                into.push(self.incoming(&payload)?);
             } else if into.len() > before {
                 // First what came before it; the next call sees it again.
                 break;
             } else {
-                let message = Message::parse(&mut self.buffer.split_to(total));
+                let message = Message::parse(&mut self.channel.buffer.split_to(total));
                 self.other_message(message.ok().flatten())?;
             }
         }
-        let data = into[before..].iter().rev().find(|message| message.first() == Some(&b'w'));
-        if let Some(start) = data.and_then(|message| message.get(1..)?.first_chunk::<8>()) {
-            self.received = Lsn(u64::from_be_bytes(*start));
-        }
         Ok(())
+    }
+
+    fn incoming(&mut self, payload: &Bytes) -> Result<Incoming> {
+        Ok(match parse(payload)? {
+            Frame::XLogData { start, end, body } => {
+                self.received = start;
+                Incoming::Message { wal_end: end, body: payload.slice_ref(body) }
+            }
+            Frame::Keepalive { end, reply } => Incoming::Keepalive { end, reply },
+        })
     }
 
     fn other_message(&self, message: Option<Message>) -> Result<()> {
         match message {
             Some(Message::ErrorResponse(body)) => Err(self.server_error(&mut body.fields())),
-            Some(Message::NoticeResponse(body)) => self.notice(&mut body.fields()),
+            Some(Message::NoticeResponse(body)) => heed(&self.place, &mut body.fields()),
             Some(Message::ParameterStatus(_) | Message::NotificationResponse(_)) => Ok(()),
             Some(Message::CopyDone | Message::CommandComplete(_) | Message::ReadyForQuery(_)) => {
                 Err(Fault::new(Code::ServerBusy, format!("{}: the server ended the stream", self.place)))
             }
             _ => Err(self.bad("a message that has no place in a stream")),
         }
-    }
-
-    /// From version 18 on a missing publication is only a warning, and changes are left out.
-    fn notice(&self, fields: &mut ErrorFields<'_>) -> Result<()> {
-        let (state, message) = error_fields(fields);
-        if state == "55000" {
-            return Err(Fault::new(Code::PublicationLost, format!("{}: {message} (SQLSTATE {state})", self.place)));
-        }
-        tracing::warn!(notice = notice::SERVER_SAYS, server = %self.place, sqlstate = %state, "{message}");
-        Ok(())
     }
 
     fn server_error(&self, fields: &mut ErrorFields<'_>) -> Fault {
@@ -116,22 +99,6 @@ impl Stream {
             Kind::Shape | Kind::Login | Kind::Data | Kind::InUse | Kind::Other => Code::DecodeFailed,
         };
         Fault::new(code, format!("{}, after the message at {}", fault.what, self.received))
-    }
-
-    /// Room for the rest of the message that has begun, or for a good read.
-    ///
-    /// A large message gets a buffer of exactly its size, so it never costs more than its size and what was read of it
-    /// before; that buffer goes with the message. True for a large one.
-    fn make_room(&mut self) -> Result<bool> {
-        let begun = whole_length(&self.buffer).map_err(|error| self.bad(&error.to_string()))?.unwrap_or(0);
-        let room = self.buffer.capacity() - self.buffer.len();
-        let large = begun > CHUNK_BYTES;
-        if if large { self.buffer.capacity() < begun } else { room < LEAST_ROOM_BYTES } {
-            let mut larger = BytesMut::with_capacity(begun.max(CHUNK_BYTES));
-            larger.extend_from_slice(&self.buffer);
-            self.buffer = larger;
-        }
-        Ok(large)
     }
 
     fn bad(&self, what: &str) -> Fault {
@@ -149,16 +116,16 @@ impl Stream {
     /// Sends what is left to be sent; goes on after it was cancelled.
     async fn flush(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
-            if self.io.write_buf(&mut self.out).await? == 0 {
+            if self.channel.io.write_buf(&mut self.out).await? == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
         }
-        self.io.flush().await
+        self.channel.io.flush().await
     }
 }
 
 impl Source for Stream {
-    async fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> Result<()> {
+    async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<()> {
         let before = into.len();
         let wait = async {
             loop {
@@ -166,14 +133,14 @@ impl Source for Stream {
                 if into.len() > before {
                     return Ok(());
                 }
-                let large = self.make_room()?;
+                let large = self.channel.make_room().map_err(|error| self.bad(&error.to_string()))?;
                 let pause = self.gather.pause(Instant::now());
                 // The rest of a large message is in the server's socket already, or will be by one send.
                 if !large && !pause.is_zero() {
                     // tokio's timer counts whole milliseconds, which is too long here; other tasks wait as briefly.
                     std::thread::sleep(pause);
                 }
-                let count = read(&mut self.io, &mut self.buffer).await.map_err(|error| self.broken(&error))?;
+                let count = self.channel.fill().await.map_err(|error| self.broken(&error))?;
                 self.gather.note(count, Instant::now());
             }
         };
@@ -192,27 +159,25 @@ impl Source for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let last_words = self.last_words();
-        part(&mut self.io, last_words);
+        part(&mut self.channel.io, last_words);
     }
 }
 
-/// Waits for bytes, then takes what is there, until nothing more is there, or the buffer is full; returns how many.
-///
-/// One read of a TLS stream gives one record of at most 16 KiB, so a single read would not show how much is waiting.
-async fn read(io: &mut Box<dyn Io>, buffer: &mut BytesMut) -> io::Result<usize> {
-    let mut count = io.read_buf(buffer).await?;
-    if count == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+/// A notice of the server that decodes. From version 18 on a missing publication is only a warning, and changes are left out.
+pub(super) fn heed(place: &str, fields: &mut ErrorFields<'_>) -> Result<()> {
+    let (state, message) = error_fields(fields);
+    if state == "55000" {
+        return Err(Fault::new(Code::PublicationLost, format!("{place}: {message} (SQLSTATE {state})")));
     }
-    while buffer.capacity() > buffer.len() {
-        let Some(more) = io.read_buf(buffer).now_or_never().transpose()?.filter(|more| *more > 0) else { break };
-        count += more;
-    }
-    Ok(count)
+    tracing::warn!(notice = notice::SERVER_SAYS, server = %place, sqlstate = %state, "{message}");
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::super::channel::CHUNK_BYTES;
     use super::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -236,7 +201,13 @@ mod tests {
     /// A stream, and the server's end of it.
     fn stream(sent_before: &[u8]) -> (Stream, tokio::io::DuplexStream) {
         let (client, server) = tokio::io::duplex(1 << 16);
-        (Stream::new(Box::new(client), sent_before, Road::Network, "here".into()), server)
+        let channel = Channel { io: Box::new(client), buffer: BytesMut::from(sent_before) };
+        (Stream::new(channel, Road::Network, "here".into()), server)
+    }
+
+    fn taken(sent: &[u8]) -> Incoming {
+        let Ok(Frame::XLogData { end, body, .. }) = parse(sent) else { panic!("not XLogData") };
+        Incoming::Message { wal_end: end, body: Bytes::copy_from_slice(body) }
     }
 
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -259,7 +230,8 @@ mod tests {
             while received.len() < sent.len() {
                 stream.receive(&mut received, PATIENCE).await.unwrap();
             }
-            assert!(received.iter().zip(&sent).all(|(received, sent)| received[..] == sent[..]), "{cut}");
+            let expected: Vec<_> = sent.iter().map(|sent| taken(sent)).collect();
+            assert!(received == expected, "{cut}");
             writer.await.unwrap();
         }
     }
@@ -312,12 +284,12 @@ mod tests {
         let mut received = Vec::new();
         while received.is_empty() {
             stream.receive(&mut received, Duration::from_millis(1)).await.unwrap();
-            assert!(stream.buffer.capacity() <= body.len() + 5, "{}", stream.buffer.capacity());
+            assert!(stream.channel.buffer.capacity() <= body.len() + 5, "{}", stream.channel.buffer.capacity());
         }
-        assert_eq!(received[0].len(), body.len());
+        assert_eq!(received[0], taken(&body));
         drop(received);
-        stream.make_room().unwrap();
-        assert_eq!(stream.buffer.capacity(), CHUNK_BYTES);
+        stream.channel.make_room().unwrap();
+        assert_eq!(stream.channel.buffer.capacity(), CHUNK_BYTES);
     }
 
     #[tokio::test]

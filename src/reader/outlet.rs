@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::failpoint;
 use crate::model::{Backlog, Code, Fault, Lsn, Record, Result, units};
-use crate::ports::{Goal, Held, Source, Stop};
+use crate::ports::{Goal, Held, Incoming, Source, Stop};
 use crate::reader::ReaderState;
 use crate::reader::appends::{Appends, Durable};
 use crate::reader::pace::Pace;
@@ -197,7 +197,7 @@ impl<S: Source> Outlet<S> {
     }
 
     /// Waits for messages, or for anything else that the reader has to look at.
-    pub async fn receive(&mut self, batch: &mut Vec<bytes::Bytes>) -> Result<()> {
+    pub async fn receive(&mut self, batch: &mut Vec<Incoming>) -> Result<()> {
         let patience = self.pace.patience(self.is_short_of_goal());
         let patience = if self.ready.is_empty() { patience } else { patience.min(self.gathers()) };
         tokio::select! {

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::model::{Code, Fault, Progress, Result};
-use crate::ports::{Goal, Source, Stop, TopicWriter};
+use crate::ports::{Goal, Incoming, Source, Stop, TopicWriter};
 use crate::reader::appends::appends;
 use crate::reader::copies::Copies;
 use crate::reader::outlet::Outlet;
@@ -19,7 +18,6 @@ use crate::reader::start::{Start, start};
 use crate::reader::transaction::Translator;
 use crate::wire::pgoutput;
 use crate::wire::record::{Writer, encode_progress};
-use crate::wire::replication::{Frame, parse};
 
 /// Between two heartbeats while a goal is waited for: an idle source's last bytes may not be flushed otherwise.
 const GOAL_HEARTBEAT: Duration = Duration::from_millis(500);
@@ -75,7 +73,7 @@ where
 }
 
 async fn read<S: Source, L: Lookup>(translator: &mut Translator<L>, outlet: &mut Outlet<S>) -> Result<()> {
-    let mut batch: Vec<Bytes> = Vec::new();
+    let mut batch: Vec<Incoming> = Vec::new();
     outlet.hand_over().await?;
     loop {
         outlet.status().await?;
@@ -83,13 +81,13 @@ async fn read<S: Source, L: Lookup>(translator: &mut Translator<L>, outlet: &mut
             return Ok(());
         }
         outlet.receive(&mut batch).await?;
-        for payload in batch.drain(..) {
-            match parse(&payload)? {
-                Frame::XLogData { start: _, end, body } => {
-                    outlet.state.source_lsn = outlet.state.source_lsn.max(end);
-                    translator.message(pgoutput::decode(body)?, outlet).await?;
+        for incoming in batch.drain(..) {
+            match incoming {
+                Incoming::Message { wal_end, body } => {
+                    outlet.state.source_lsn = outlet.state.source_lsn.max(wal_end);
+                    translator.message(pgoutput::decode(&body)?, outlet).await?;
                 }
-                Frame::Keepalive { end, reply } => {
+                Incoming::Keepalive { end, reply } => {
                     outlet.state.source_lsn = outlet.state.source_lsn.max(end);
                     outlet.received = outlet.received.max(end);
                     if reply {

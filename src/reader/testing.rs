@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::config::{ColumnRule, Rule, TruncatePolicy};
@@ -13,7 +12,7 @@ use crate::model::{
     Change, Code, Datum, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Record, Relation, ReplicaIdentity,
     Result, Row, Stamp, TableName, WriterId,
 };
-use crate::ports::{Goal, Held, Source, Stop, Tail, TopicWriter};
+use crate::ports::{Goal, Held, Incoming, Source, Stop, Tail, TopicWriter};
 use crate::reader::{Copying, CopyingNow, Fetched, HEARTBEAT_PREFIX, Lookup, ReaderParts, ReaderState};
 use crate::rules::{self, Selected};
 use crate::wire::record::{Continued, Decoded, ShapeCache, decode};
@@ -102,7 +101,7 @@ pub fn selected() -> Vec<Selected> {
 /// What the scripted source does next.
 pub enum Step {
     /// These messages arrive together.
-    Messages(Vec<Bytes>),
+    Messages(Vec<Incoming>),
     /// Nothing arrives until the topic is durable up to here.
     UntilDurable(Lsn),
     /// Nothing arrives for so long.
@@ -145,7 +144,7 @@ pub struct Script {
 }
 
 impl Source for Script {
-    async fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> Result<()> {
+    async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<()> {
         match self.steps.pop_front() {
             Some(Step::Messages(messages)) => into.extend(messages),
             Some(Step::Fail(fault)) => return Err(fault),
@@ -297,7 +296,7 @@ impl Rig {
     }
 
     /// Runs until this position is durable.
-    pub async fn read_to(&mut self, goal: u64, messages: Vec<Bytes>) -> Result<()> {
+    pub async fn read_to(&mut self, goal: u64, messages: Vec<Incoming>) -> Result<()> {
         self.goal = Goal::Lsn(Lsn(goal));
         let (_stopper, stop) = watch::channel(false);
         let run = self.run(vec![Step::Messages(messages)], stop);
@@ -370,11 +369,8 @@ fn show_change(change: &Change) -> String {
     }
 }
 
-fn framed(body: Vec<u8>) -> Bytes {
-    let mut message = vec![b'w'];
-    message.extend([0; 24]);
-    message.extend(body);
-    message.into()
+fn framed(body: Vec<u8>) -> Incoming {
+    Incoming::Message { wal_end: Lsn::ZERO, body: body.into() }
 }
 
 fn cstr(out: &mut Vec<u8>, text: &str) {
@@ -400,7 +396,7 @@ fn tuple(out: &mut Vec<u8>, tag: u8, cells: &str) {
     }
 }
 
-pub fn begin(commit_lsn: u64) -> Bytes {
+pub fn begin(commit_lsn: u64) -> Incoming {
     let mut body = vec![b'B'];
     body.extend(commit_lsn.to_be_bytes());
     body.extend((commit_lsn as i64 * 1000).to_be_bytes());
@@ -409,7 +405,7 @@ pub fn begin(commit_lsn: u64) -> Bytes {
 }
 
 /// The transaction ends ten bytes after its commit record begins.
-pub fn commit(commit_lsn: u64) -> Bytes {
+pub fn commit(commit_lsn: u64) -> Incoming {
     let mut body = vec![b'C', 0];
     body.extend(commit_lsn.to_be_bytes());
     body.extend((commit_lsn + 10).to_be_bytes());
@@ -417,7 +413,7 @@ pub fn commit(commit_lsn: u64) -> Bytes {
     framed(body)
 }
 
-pub fn origin(name: &str, lsn: u64) -> Bytes {
+pub fn origin(name: &str, lsn: u64) -> Incoming {
     let mut body = vec![b'O'];
     body.extend(lsn.to_be_bytes());
     cstr(&mut body, name);
@@ -425,7 +421,7 @@ pub fn origin(name: &str, lsn: u64) -> Bytes {
 }
 
 /// Columns are `name`, with `*` before those of the identity.
-pub fn relation(oid: u32, name: &str, identity: u8, columns: &[&str]) -> Bytes {
+pub fn relation(oid: u32, name: &str, identity: u8, columns: &[&str]) -> Incoming {
     let mut body = vec![b'R'];
     body.extend(oid.to_be_bytes());
     cstr(&mut body, "public");
@@ -443,7 +439,7 @@ pub fn relation(oid: u32, name: &str, identity: u8, columns: &[&str]) -> Bytes {
     framed(body)
 }
 
-pub fn insert(oid: u32, new: &str) -> Bytes {
+pub fn insert(oid: u32, new: &str) -> Incoming {
     let mut body = vec![b'I'];
     body.extend(oid.to_be_bytes());
     tuple(&mut body, b'N', new);
@@ -451,7 +447,7 @@ pub fn insert(oid: u32, new: &str) -> Bytes {
 }
 
 /// `old` begins with its tag: `K1|-|-`, `O1|2|x`, or is empty.
-pub fn update(oid: u32, old: &str, new: &str) -> Bytes {
+pub fn update(oid: u32, old: &str, new: &str) -> Incoming {
     let mut body = vec![b'U'];
     body.extend(oid.to_be_bytes());
     if let Some(tag) = old.bytes().next() {
@@ -462,14 +458,14 @@ pub fn update(oid: u32, old: &str, new: &str) -> Bytes {
 }
 
 /// `old` as for [`update`].
-pub fn delete(oid: u32, old: &str) -> Bytes {
+pub fn delete(oid: u32, old: &str) -> Incoming {
     let mut body = vec![b'D'];
     body.extend(oid.to_be_bytes());
     tuple(&mut body, old.as_bytes()[0], &old[1..]);
     framed(body)
 }
 
-pub fn truncate(oids: &[u32]) -> Bytes {
+pub fn truncate(oids: &[u32]) -> Incoming {
     let mut body = vec![b'T'];
     body.extend((oids.len() as u32).to_be_bytes());
     body.push(0);
@@ -477,7 +473,7 @@ pub fn truncate(oids: &[u32]) -> Bytes {
     framed(body)
 }
 
-pub fn heartbeat(lsn: u64) -> Bytes {
+pub fn heartbeat(lsn: u64) -> Incoming {
     let mut body = vec![b'M', 1];
     body.extend(lsn.to_be_bytes());
     cstr(&mut body, HEARTBEAT_PREFIX);
@@ -485,20 +481,16 @@ pub fn heartbeat(lsn: u64) -> Bytes {
     framed(body)
 }
 
-pub fn keepalive(end: u64, reply: bool) -> Bytes {
-    let mut message = vec![b'k'];
-    message.extend(end.to_be_bytes());
-    message.extend([0; 8]);
-    message.push(u8::from(reply));
-    message.into()
+pub fn keepalive(end: u64, reply: bool) -> Incoming {
+    Incoming::Keepalive { end: Lsn(end), reply }
 }
 
 /// The shapes of [`selected`], under the default identity.
-pub fn shapes() -> Vec<Bytes> {
+pub fn shapes() -> Vec<Incoming> {
     [(1, "acc"), (2, "some"), (3, "log")].map(|(oid, name)| relation(oid, name, b'd', &["*id", "grp", "note"])).into()
 }
 
 /// One transaction with these changes; shapes are sent with it.
-pub fn tx(commit_lsn: u64, changes: Vec<Bytes>) -> Vec<Bytes> {
+pub fn tx(commit_lsn: u64, changes: Vec<Incoming>) -> Vec<Incoming> {
     [vec![begin(commit_lsn)], shapes(), changes, vec![commit(commit_lsn)]].concat()
 }

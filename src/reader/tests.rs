@@ -1,17 +1,16 @@
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::testing::*;
 use crate::config::{ColumnRule, Rule};
 use crate::model::{Code, Datum, Fault, Lsn, Record, Stamp, TxMark};
-use crate::ports::Goal;
+use crate::ports::{Goal, Incoming};
 use crate::rules;
 
 /// Reads one transaction with these changes and compares what the topic holds of it.
-async fn check(changes: Vec<Bytes>, expected: &str) {
+async fn check(changes: Vec<Incoming>, expected: &str) {
     let mut rig = Rig::new();
     let mut messages = tx(200, changes);
     messages.push(keepalive(300, false));
@@ -135,7 +134,7 @@ async fn columns_follow_the_rule_as_the_shape_changes() {
 
 #[tokio::test(start_paused = true)]
 async fn what_can_not_be_carried_stops_the_flow() {
-    let cases: [(&str, Vec<Bytes>, Code); 10] = [
+    let cases: [(&str, Vec<Incoming>, Code); 10] = [
         ("unknown table", tx(200, vec![relation(9, "other", b'd', &["*id"]), delete(9, "K1")]), Code::UnknownRelation),
         ("identity nothing", tx(200, vec![relation(1, "acc", b'n', &["id", "grp"])]), Code::NoKey),
         ("identity elsewhere", tx(200, vec![relation(1, "acc", b'i', &["id", "*grp"])]), Code::NoKey),

@@ -5,6 +5,7 @@
 
 mod applier;
 mod catalog;
+mod catch_up;
 mod cli;
 mod copy;
 mod deploy;

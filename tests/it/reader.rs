@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -14,7 +13,7 @@ use sitepair::config::{ColumnRule, ConnInfo, Rule, TruncatePolicy, conninfo};
 use sitepair::model::{
     Change, Code, Datum, Fault, FlowIdentity, FlowName, Genesis, Lsn, Offset, Record, Stamp, Stored,
 };
-use sitepair::ports::{Goal, Source, TopicReader};
+use sitepair::ports::{Goal, Incoming, Source, TopicReader};
 use sitepair::postgres::replication::Replication;
 use sitepair::postgres::{catalog, session, slot, wal};
 use sitepair::reader::{self, ReaderParts, ReaderState};
@@ -324,7 +323,7 @@ async fn own_origins_are_dropped_and_kept_as_watermarks() {
 struct Deaf<S>(S);
 
 impl<S: Source> Source for Deaf<S> {
-    async fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> Result<(), Fault> {
+    async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<(), Fault> {
         self.0.receive(into, patience).await
     }
 

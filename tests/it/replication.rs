@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use crate::support::{Database, database, own_cluster, psql, versions};
 use sitepair::config::{ConnInfo, conninfo};
 use sitepair::model::{Class, Code, Fault, Lsn};
-use sitepair::ports::Source;
-use sitepair::postgres::replication::{Replication, Stream};
+use sitepair::ports::{Incoming, Source};
+use sitepair::postgres::replication::Replication;
 use sitepair::postgres::{session, slot, sqlstate, wal};
-use sitepair::wire::replication::{Frame, parse};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn info(database: &Database) -> ConnInfo {
     conninfo::parse(&database.conninfo()).unwrap()
@@ -33,18 +30,18 @@ async fn prepared(info: &ConnInfo, slot: &str) {
     walsender(info).await.create_slot(slot, true).await.unwrap();
 }
 
-/// Reads until `enough` holds for the messages (the payloads of XLogData), answering keepalives with their position.
-pub async fn read_until(stream: &mut Stream, enough: impl Fn(&[Vec<u8>]) -> bool) -> Result<Vec<Vec<u8>>, Fault> {
+/// Reads until `enough` holds for the messages, answering keepalives with their position.
+pub async fn read_until(stream: &mut impl Source, enough: impl Fn(&[Vec<u8>]) -> bool) -> Result<Vec<Vec<u8>>, Fault> {
     let (mut messages, started) = (Vec::new(), Instant::now());
     while !enough(&messages) {
         assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
-        let mut payloads: Vec<Bytes> = Vec::new();
-        stream.receive(&mut payloads, PATIENCE).await?;
-        for payload in &payloads {
-            match parse(payload).unwrap() {
-                Frame::XLogData { body, .. } => messages.push(body.to_vec()),
-                Frame::Keepalive { end, reply: true } => stream.confirm(end, false).await?,
-                Frame::Keepalive { .. } => {}
+        let mut batch = Vec::new();
+        stream.receive(&mut batch, PATIENCE).await?;
+        for incoming in batch {
+            match incoming {
+                Incoming::Message { body, .. } => messages.push(body.to_vec()),
+                Incoming::Keepalive { end, reply: true } => stream.confirm(end, false).await?,
+                Incoming::Keepalive { .. } => {}
             }
         }
     }
@@ -289,5 +286,5 @@ async fn waiting_ends_when_patience_does() {
     // A reply that is asked for comes at once, so both directions work while nothing happens.
     stream.confirm(Lsn::ZERO, true).await.unwrap();
     stream.receive(&mut messages, PATIENCE).await.unwrap();
-    assert!(matches!(parse(&messages[0]), Ok(Frame::Keepalive { .. })), "{messages:?}");
+    assert!(matches!(messages[0], Incoming::Keepalive { .. }), "{messages:?}");
 }

@@ -6,7 +6,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -14,7 +13,7 @@ use crate::config::{CopyWay, Pipeline};
 use crate::model::{Code, Fault, FlowName, Genesis, Lsn, Offset, Record, Result, WriterId};
 use crate::parcel::{Header, Key, Manifest, Origin, Writer};
 use crate::pipeline::{reading, site};
-use crate::ports::{Goal, Held, Source, Stop, Tail, TopicWriter};
+use crate::ports::{Goal, Held, Incoming, Source, Stop, Tail, TopicWriter};
 use crate::postgres::replication::{Replication, Stream};
 use crate::postgres::{session, wal};
 use crate::reader::{self, ReaderParts};
@@ -107,7 +106,7 @@ struct Unconfirmed {
 }
 
 impl Source for Unconfirmed {
-    async fn receive(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> Result<()> {
+    async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<()> {
         self.stream.receive(into, patience).await
     }
 

@@ -1,0 +1,248 @@
+//! A slot that is far behind is read in stretches: the same messages, nothing twice, nothing moved before it is durable.
+
+use std::time::{Duration, Instant};
+
+use crate::pair::Pair;
+use crate::replication::{read_until, tags, walsender};
+use crate::support::{Database, database, versions};
+use sitepair::config::{ConnInfo, conninfo};
+use sitepair::model::{Code, Fault, Lsn};
+use sitepair::ports::{Incoming, Source};
+use sitepair::postgres::catch_up::CatchUp;
+use sitepair::postgres::replication::Decoding;
+use sitepair::postgres::session::{self, Session};
+use sitepair::postgres::{slot, wal};
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Rows of half a kilobyte, 500 to a transaction, one transaction rolled back between each two: beyond what is streamed.
+const BACKLOG: &str = "do $$ begin for i in 1..24 loop
+    insert into t select i * 1000 + g, repeat(md5((i * g)::text), 16) from generate_series(1, 500) g; commit;
+    insert into t select -g, repeat('never', 100) from generate_series(1, 100) g; rollback;
+    update t set v = 'changed ' || i where id % 100 = i; commit;
+    perform pg_logical_emit_message(true, 'sitepair', 'beat ' || i); commit;
+  end loop; end $$";
+
+/// A database with a backlog in several slots.
+struct Behind {
+    database: Database,
+    info: ConnInfo,
+    session: Session,
+}
+
+impl Behind {
+    async fn new(version: u32, slots: &[&str], load: &str) -> Behind {
+        let database = database(version, 0);
+        let info = conninfo::parse(&database.conninfo()).unwrap();
+        let session = session::connect(&info, "sitepair test").await.unwrap();
+        database.sql("create table t (id int primary key, v text); create publication p for table t");
+        for slot in slots {
+            walsender(&info).await.create_slot(&Self::name(&database, slot), false).await.unwrap();
+        }
+        database.sql(load);
+        Behind { database, info, session }
+    }
+
+    fn name(database: &Database, slot: &str) -> String {
+        format!("{}_{slot}", database.name)
+    }
+
+    fn decoding(&self, slot: &str) -> Decoding {
+        Decoding { slot: Self::name(&self.database, slot), publication: "p".to_owned() }
+    }
+
+    async fn open(&self, slot: &str, within: Duration) -> Result<CatchUp, Fault> {
+        CatchUp::open(walsender(&self.info).await, self.decoding(slot), within).await
+    }
+
+    async fn state(&self, slot: &str) -> slot::SlotState {
+        slot::state(&self.session, &Self::name(&self.database, slot)).await.unwrap().unwrap()
+    }
+
+    /// What a walsender sends of the backlog.
+    async fn streamed(&self, slot: &str) -> Vec<Vec<u8>> {
+        let name = Self::name(&self.database, slot);
+        let mut stream = walsender(&self.info).await.start(&name, "p").await.unwrap();
+        let messages = read_until(&mut stream, has_all).await.unwrap();
+        stream.stop().await;
+        messages
+    }
+}
+
+/// The last of the load's heartbeats and its commit.
+fn has_all(messages: &[Vec<u8>]) -> bool {
+    let last = |message: &Vec<u8>| message[0] == b'M' && message.ends_with(b"beat 24");
+    messages.iter().rposition(last).is_some_and(|at| messages[at..].iter().any(|message| message[0] == b'C'))
+}
+
+fn body(incoming: &Incoming) -> Option<Vec<u8>> {
+    match incoming {
+        Incoming::Message { body, .. } => Some(body.to_vec()),
+        Incoming::Keepalive { .. } => None,
+    }
+}
+
+/// Both ways of reading gave the same. A relation's shape may come again at any time.
+fn assert_same(version: u32, messages: &[Vec<u8>], expected: &[Vec<u8>]) {
+    let [messages, expected] =
+        [messages, expected].map(|messages| messages.iter().filter(|message| message[0] != b'R').collect::<Vec<_>>());
+    let first = messages.iter().zip(&expected).position(|(one, other)| one != other);
+    assert_eq!((first, messages.len()), (None, expected.len()), "{version}");
+}
+
+/// Reads until a position is asked for, confirming nothing.
+async fn stretch(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
+    let (mut messages, started) = (Vec::new(), Instant::now());
+    loop {
+        assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
+        let mut batch = Vec::new();
+        source.receive(&mut batch, Duration::from_millis(20)).await.unwrap();
+        for incoming in batch {
+            match incoming {
+                Incoming::Message { body, .. } => messages.push(body.to_vec()),
+                Incoming::Keepalive { end, reply } => {
+                    assert!(reply, "a stretch's end is to be confirmed");
+                    return (messages, end);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stretch_says_what_the_stream_says_and_moves_the_slot_when_it_is_durable() {
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
+        let confirmed = behind.state("a").await.confirmed_flush_lsn.unwrap();
+        let flushed = wal::flush_lsn(&behind.session).await.unwrap();
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let (messages, end) = stretch(&mut source).await;
+        assert!(end >= flushed, "{version}: the stretch ends at {end}, {flushed} was flushed");
+        // Between two stretches the slot has its reader all the same, and stands where it stood.
+        let between = behind.state("a").await;
+        assert!(between.active && between.active_pid.is_some(), "{version}: {between:?}");
+        assert_eq!(between.confirmed_flush_lsn, Some(confirmed), "{version}");
+        let second = behind.open("a", PATIENCE).await.err().map(|fault| fault.code);
+        assert_eq!(second, Some(Code::SecondReader), "{version}");
+        // A position inside of the stretch moves nothing; its end does.
+        source.confirm(Lsn(end.0 - 1), false).await.unwrap();
+        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(confirmed), "{version}");
+        source.confirm(end, false).await.unwrap();
+        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(end), "{version}");
+        assert_same(*version, &messages, &behind.streamed("b").await);
+        // Then it streams.
+        behind.database.sql("insert into t values (1, 'live')");
+        let live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
+        assert_eq!(tags(&live), "BRIC", "{version}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_cut_off_in_a_stretch_comes_again() {
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let mut some = Vec::new();
+        while some.is_empty() {
+            source.receive(&mut some, PATIENCE).await.unwrap();
+        }
+        let pid = behind.state("a").await.active_pid.unwrap();
+        behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
+        let broken = loop {
+            if let Err(fault) = source.receive(&mut Vec::new(), PATIENCE).await {
+                break fault;
+            }
+        };
+        assert!(matches!(broken.code, Code::Unreachable | Code::ServerBusy), "{version}: {broken}");
+        drop(source);
+        let (messages, _) = stretch(&mut behind.open("a", PATIENCE).await.unwrap()).await;
+        assert_same(*version, &messages, &behind.streamed("b").await);
+    }
+}
+
+#[tokio::test]
+async fn where_the_server_refuses_a_stretch_the_stream_takes_over() {
+    // Too long to decode; no right to.
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a", "b", "c"], BACKLOG).await;
+        let expected = behind.streamed("c").await;
+        let mut source = behind.open("a", Duration::from_millis(1)).await.unwrap();
+        assert_same(*version, &read_until(&mut source, has_all).await.unwrap(), &expected);
+        drop(source);
+        let role = format!("{}_reader", behind.database.name);
+        let function = "pg_logical_slot_peek_binary_changes(name, pg_lsn, int, text[])";
+        behind
+            .database
+            .sql(&format!("create role {role} login replication; revoke execute on function {function} from public"));
+        let info = ConnInfo { user: role.clone(), ..behind.info.clone() };
+        let opened = CatchUp::open(walsender(&info).await, behind.decoding("b"), PATIENCE).await;
+        let messages = read_until(&mut opened.unwrap(), has_all).await.unwrap();
+        assert_same(*version, &messages, &expected);
+        behind.database.sql(&format!("grant execute on function {function} to public; drop role {role}"));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_publication_is_never_taken_for_no_changes() {
+    for (version, _) in versions() {
+        let load = format!("insert into t values (1, 'published'); drop publication p; {BACKLOG}");
+        let behind = Behind::new(*version, &["a"], &load).await;
+        let (mut source, mut messages) = (behind.open("a", PATIENCE).await.unwrap(), String::new());
+        let fault = loop {
+            let mut batch = Vec::new();
+            if let Err(fault) = source.receive(&mut batch, PATIENCE).await {
+                break fault;
+            }
+            let bodies: Vec<_> = batch.iter().filter_map(body).collect();
+            messages += &tags(&bodies);
+        };
+        assert!(messages.matches('I').count() <= 1, "{version}: {messages}");
+        assert_eq!(fault.code, Code::PublicationLost, "{version}: {fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_waits_in_a_stretch_holds_no_snapshot_at_the_source() {
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a"], BACKLOG).await;
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let mut some = Vec::new();
+        while some.is_empty() {
+            source.receive(&mut some, PATIENCE).await.unwrap();
+        }
+        let pid = behind.state("a").await.active_pid.unwrap();
+        let held = behind.database.sql(&format!(
+            "select coalesce(backend_xmin::text, '-'), coalesce(backend_xid::text, '-') from pg_stat_activity where pid = {pid}"
+        ));
+        assert_eq!(held, "-|-", "{version}");
+        let slots = behind.database.sql(&format!(
+            "select count(*) from pg_replication_slots where active and slot_name = '{}'",
+            Behind::name(&behind.database, "a")
+        ));
+        assert_eq!(slots, "0", "{version}: decoding has ended");
+    }
+}
+
+#[test]
+fn a_backlog_is_carried_whole_whatever_kills_the_reader() {
+    for version in [15, 18] {
+        let schema = "create table t (id int primary key, v text)";
+        let pair = Pair::new(version, schema, "[[tables]]\ninclude = [\"public.t\"]");
+        pair.deploy();
+        pair.run_once();
+        pair.source.sql(BACKLOG);
+        let end = pair.source.sql("select pg_current_wal_flush_lsn()");
+        for after_ms in [40, 90, 140, 190, 240, 290, 340] {
+            let mut daemon = pair.daemon(&[], &[]);
+            std::thread::sleep(Duration::from_millis(after_ms));
+            daemon.kill();
+        }
+        pair.run_once();
+        pair.assert_equal("public.t");
+        let left = pair.source.sql(&format!(
+            "select confirmed_flush_lsn >= '{end}' from pg_replication_slots where slot_name = 'sitepair_{}'",
+            pair.flow()
+        ));
+        assert_eq!(left, "t", "{version}: the slot has moved past the backlog");
+    }
+}
