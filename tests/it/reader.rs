@@ -355,6 +355,9 @@ async fn lost_feedback_repeats_nothing_and_a_moved_slot_is_a_gap() {
 
         let before = flow.stored().await.len();
         database.sql("insert into acc values (21)");
+        while slot::state(&session, &object).await.unwrap().unwrap().active {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         database.sql(&format!("select pg_replication_slot_advance('{object}', pg_current_wal_flush_lsn())"));
         let fault = flow.catch_up().await.unwrap_err();
         assert_eq!(fault.code, Code::Gap, "{fault}");
