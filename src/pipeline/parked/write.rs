@@ -180,7 +180,7 @@ async fn insert(target: &Session, operation: &Operation, columns: &[Column]) -> 
 /// end, so that values which must be unique may change places among them (A1).
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(super) async fn together(target: &Session, operations: &[Operation]) -> Result<()> {
     let Some(first) = operations.first() else { return Ok(()) };
     let make = format!(
@@ -209,7 +209,8 @@ pub(super) async fn together(target: &Session, operations: &[Operation]) -> Resu
         match operation.operation.as_str() {
             "delete" => {}
             _ if move_in(target, operation, &columns).await? > 0 => {}
-            "upsert" => drop(upsert(target, operation, &columns).await?),
+            // Whoever is under its old key by now is another row of these.
+            "upsert" => drop(insert(target, operation, &columns).await?),
             _ => {
                 return Err(Fault::new(
                     Code::DataError,

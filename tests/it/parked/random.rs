@@ -218,7 +218,6 @@ fn all_that_is_parked_is_tried_again_beside_further_changes() {
 }
 
 #[test]
-#[ignore = "SITEPAIR_SEED=9669410972171272222 ends without a row that is expected, not yet explained"]
 fn what_is_dropped_or_changed_differs_and_nothing_else() {
     super::both().for_each(|version| play(version, true));
 }
