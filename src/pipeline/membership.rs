@@ -13,8 +13,8 @@ use super::{reading, site};
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result, TableName};
 use crate::postgres::session::{self, Session};
-use crate::postgres::{flow as installed, publication};
-use crate::rules::Selected;
+use crate::postgres::{catalog, flow as installed, publication};
+use crate::rules::{self, Selected};
 use crate::telemetry::notice;
 
 /// Between two looks at the source.
@@ -53,6 +53,28 @@ async fn published(source: &Session, flow: &FlowName) -> Result<BTreeSet<TableNa
     let found = publication::state(source, &object).await?;
     let lost = || Fault::new(Code::PublicationLost, format!("publication {object} does not exist"));
     Ok(found.ok_or_else(lost)?.tables.iter().map(publication::PublishedTable::table).collect())
+}
+
+/// The tables at the source that the rules match and the flow has not: they enter by `deploy`, which says what they still lack.
+///
+/// # Errors
+/// What the source says.
+pub(super) async fn outside(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<TableName>> {
+    let Some(published) = publication::state(source, &flow.object()).await? else { return Ok(Vec::new()) };
+    let published: BTreeSet<_> = published.tables.iter().map(publication::PublishedTable::table).collect();
+    let matched = rules::lanes(&pipeline.tables, &catalog::tables(source).await?).into_iter();
+    Ok(matched
+        .filter(|(table, lane)| *lane == flow.lane && !published.contains(table))
+        .map(|(table, _)| table)
+        .collect())
+}
+
+/// What an operator is told of them; `None` where there are none.
+pub(super) fn told_of(outside: &[TableName]) -> Option<String> {
+    const NAMED: usize = 5;
+    let (first, more) = (outside.iter().take(NAMED).map(TableName::to_string), outside.len().saturating_sub(NAMED));
+    let named = first.chain((more > 0).then(|| format!("{more} more"))).collect::<Vec<_>>().join(", ");
+    (!outside.is_empty()).then(|| format!("matched by the rules and not in the flow: {named}; run `sitepair deploy`"))
 }
 
 async fn read(pipeline: &Pipeline, flow: &FlowName, source: &Session, signature: Signature) -> Result<Membership> {
@@ -101,8 +123,22 @@ pub(super) async fn watch(
 
 async fn follow(pipeline: &Pipeline, flow: &FlowName, into: &watch::Sender<Option<Membership>>) -> Result<Infallible> {
     let source = at_source(pipeline, flow).await?;
+    let (mut tables, mut told) = (None, Vec::new());
     loop {
         look(pipeline, flow, &source, into).await?;
+        // The whole catalog is read only where it may say something else.
+        let now =
+            Some((catalog::fingerprint(&source).await?, into.borrow().as_ref().map(|known| known.signature.clone())));
+        if tables != now {
+            tables = now;
+            let outside = outside(pipeline, flow, &source).await?;
+            if told != outside
+                && let Some(what) = told_of(&outside)
+            {
+                tracing::warn!(notice = notice::TABLES_OUTSIDE, %flow, "{what}");
+            }
+            told = outside;
+        }
         tokio::time::sleep(INTERVAL).await;
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::forecast::{self, Measured, Outlook};
-use super::{inspect, reported, site, slot_guard};
+use super::{inspect, membership, reported, site, slot_guard};
 use crate::applier::checkpoint::{self, Checkpoint};
 use crate::config::schedule::Standing;
 use crate::config::{Kafka, Pipeline, TopicKind};
-use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, Track, units};
+use crate::model::{Code, Fault, FlowName, Lsn, Offset, Result, TableName, Track, units};
 use crate::ports::TopicReader;
 use crate::postgres::table_state::{self, TableState};
 use crate::postgres::{flow as installed, session, slot, sqlstate, wal};
@@ -147,6 +147,8 @@ struct SourceView {
     dropped: Option<String>,
     flush: Lsn,
     measured: Measured,
+    /// Tables that `deploy` would take up.
+    outside: Vec<TableName>,
 }
 
 /// Reads the state of one flow; never fails: what can't be known is null and said in `note`.
@@ -182,6 +184,7 @@ pub async fn read(pipeline: &Pipeline, flow: &FlowName) -> FlowStatus {
     if state == State::SlotLost {
         notes.push(lost(source.as_ref()));
     }
+    notes.extend(source.as_ref().and_then(|source| membership::told_of(&source.outside)));
     let (state, opens_at) = rested(state, pipeline.schedule_of(flow).at(units::now_us()), &mut notes);
     FlowStatus {
         flow: flow.to_string(),
@@ -289,7 +292,8 @@ async fn source_view(pipeline: &Pipeline, flow: &FlowName) -> Result<SourceView>
         (installed::read(&source, flow).await?.is_some(), slot::state(&source, &flow.object()).await?);
     let dropped = if deployed && slot.is_none() { installed::dropped(&source, flow).await? } else { None };
     let (flush, measured) = (wal::flush_lsn(&source).await?, slot_guard::measure(&source).await?);
-    Ok(SourceView { deployed, slot, dropped, flush, measured })
+    let outside = if slot.is_some() { membership::outside(pipeline, flow, &source).await? } else { Vec::new() };
+    Ok(SourceView { deployed, slot, dropped, flush, measured, outside })
 }
 
 /// What the target says.

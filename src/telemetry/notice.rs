@@ -61,6 +61,7 @@ notices! {
     REQUEST_FAILED = "request-failed", Warn, "What a command asked of the daemon could not be done; nothing has changed.", "the command shows the same fault with its remedy";
     RETENTION_FAILED = "retention-failed", Warn, "Old records of the topic, or old entries of the journal, could not be dropped.", "see the fault; it is tried again";
     TABLES_UNKNOWN = "tables-unknown", Warn, "The source does not say which tables the flow has; those that are known go on.", "see the fault: mostly a right at the source";
+    TABLES_OUTSIDE = "tables-outside", Warn, "The rules match tables at the source that the flow does not have. They are not replicated yet; the others are.", "run `sitepair plan`, make the tables at the target as it says, then `sitepair deploy`";
     SOURCE_OUT_OF_REACH = "source-out-of-reach", Warn, "The target's node does not reach the source's database, so no table is copied.", "open the way to the source's database for this node";
     PEER_UNTOLD = "peer-untold", Warn, "The source's node could not be told what is applied; it keeps the records.", "see the fault; it is tried again";
     STREAM_ENDS = "stream-ends", Warn, "A topic that a peer pulls could not be read on.", "see the fault; the peer shows it too";

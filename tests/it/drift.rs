@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pair::Pair;
+use crate::pair::{PATIENCE, Pair};
 use crate::support::versions;
 
 const SCHEMA: &str =
@@ -271,6 +271,11 @@ fn a_new_table_enters_in_any_order() {
             let said = format!("{}{}", ended.stdout, ended.stderr);
             assert!(ended.code != 0 && said.contains(says), "{verb}: {} {said}", ended.code);
         }
+        // The daemon and `status` say which table waits for what; the others flow.
+        let told = "matched by the rules and not in the flow: public.new_at_source; run `sitepair deploy`";
+        crate::peer::sites::until("the log names the table", PATIENCE, || pair.log().contains(told));
+        let status = pair.sitepair(&["status", "--json"]);
+        assert!(status.stdout.contains(told), "{version}: {}", status.stdout);
         flows(&pair);
         pair.target.sql(says);
         pair.source.sql(
@@ -289,6 +294,8 @@ fn a_new_table_enters_in_any_order() {
         flows(&pair);
         pair.source.sql("drop table new_without_key; update new_at_source set v = 'end'");
         pair.settle();
+        let status = pair.sitepair(&["status", "--json"]);
+        assert!(!status.stdout.contains("not in the flow"), "{version}: {}", status.stdout);
         ["account", "other", "new_at_source", "new_at_target"].iter().for_each(|table| pair.assert_equal(table));
         pair.assert_journal_whole();
         assert_eq!(daemon.stop(), 0, "{}", pair.log());
