@@ -48,6 +48,7 @@ notices! {
     TOPIC_WAL_GROWS = "topic-wal-grows", Warn, "The log beside the topic's file could not be taken into it, so it grows.", "look at the disk; see whether something reads the file for long";
     SPOOLING = "spooling", Warn, "Kafka does not take records; the reader keeps them in topic.spool until it does.", "nothing, unless it lasts: then see the fault, and the room below topic.spool_max";
     SPOOL_FULL = "spool-full", Warn, "Neither Kafka nor the spool takes records; the reader waits.", "bring Kafka back, or raise topic.spool_max";
+    FORWARDING_WAITS = "forwarding-waits", Warn, "Kafka answers, and what is in the spool can't go there for a reason that somebody has to mend, such as a transaction that its broker left open.", "do what the fault's remedy says; records stay in the spool until then";
     SPOOL_ASIDE = "spool-aside", Warn, "A spool that does not belong to the flow as it is now was moved aside.", "look at the file that is named; remove it if nobody needs it";
     TRUNCATE_IGNORED = "truncate-ignored", Warn, "A TRUNCATE at the source was left out, as the rule says; the sites differ.", "nothing; or `sitepair resync --table` to make the table the same";
     TABLE_PAUSED = "table-paused", Warn, "A table at the target does not fit its changes. Only this table waits.", "run the statement that the fault names: docs/runbooks/drift.md";

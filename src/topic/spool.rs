@@ -343,6 +343,7 @@ impl Place {
         retention: &Retention,
         told: &watch::Sender<Told>,
     ) -> Result<kafka::Writer> {
+        let mut said = None;
         loop {
             let opened = match given.take() {
                 Some(writer) => Ok(writer),
@@ -357,6 +358,11 @@ impl Place {
             };
             if !failed.is_transient() {
                 return Err(failed);
+            }
+            // That Kafka is away was said when the spool was begun; what somebody has to mend is not known yet.
+            if failed.remedy.is_some() && said.as_ref() != Some(&failed) {
+                tracing::warn!(notice = notice::FORWARDING_WAITS, flow = %self.flow, fault = %failed, "what is in the spool can't go to Kafka");
+                said = Some(failed.clone());
             }
             tracing::debug!(flow = %self.flow, fault = %failed, "forwarding waits for Kafka");
             told.send_replace(Some(Err(failed)));
