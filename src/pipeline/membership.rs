@@ -49,10 +49,14 @@ pub(super) async fn selected(pipeline: &Pipeline, flow: &FlowName, source: &Sess
 }
 
 async fn published(source: &Session, flow: &FlowName) -> Result<BTreeSet<TableName>> {
-    let object = flow.object();
-    let found = publication::state(source, &object).await?;
-    let lost = || Fault::new(Code::PublicationLost, format!("publication {object} does not exist"));
-    Ok(found.ok_or_else(lost)?.tables.iter().map(publication::PublishedTable::table).collect())
+    let lost = || Fault::new(Code::PublicationLost, format!("publication {} does not exist", flow.object()));
+    publication_tables(source, flow).await?.ok_or_else(lost)
+}
+
+/// What the flow's publication has; `None` without one.
+async fn publication_tables(source: &Session, flow: &FlowName) -> Result<Option<BTreeSet<TableName>>> {
+    let found = publication::state(source, &flow.object()).await?;
+    Ok(found.map(|found| found.tables.iter().map(publication::PublishedTable::table).collect()))
 }
 
 /// The tables at the source that the rules match and the flow has not: they enter by `deploy`, which says what they still lack.
@@ -60,8 +64,7 @@ async fn published(source: &Session, flow: &FlowName) -> Result<BTreeSet<TableNa
 /// # Errors
 /// What the source says.
 pub(super) async fn outside(pipeline: &Pipeline, flow: &FlowName, source: &Session) -> Result<Vec<TableName>> {
-    let Some(published) = publication::state(source, &flow.object()).await? else { return Ok(Vec::new()) };
-    let published: BTreeSet<_> = published.tables.iter().map(publication::PublishedTable::table).collect();
+    let Some(published) = publication_tables(source, flow).await? else { return Ok(Vec::new()) };
     let matched = rules::lanes(&pipeline.tables, &catalog::tables(source).await?).into_iter();
     Ok(matched
         .filter(|(table, lane)| *lane == flow.lane && !published.contains(table))

@@ -251,7 +251,7 @@ impl Replication {
     pub(super) fn whole_message(&mut self) -> Result<Option<(u8, Bytes)>> {
         let Some(total) = self.channel.whole().map_err(|error| self.broken(&error))? else { return Ok(None) };
         let message = self.channel.buffer.split_to(total).freeze();
-        Ok(message.first().map(|tag| (*tag, message.clone())))
+        Ok(message.first().copied().map(|tag| (tag, message)))
     }
 
     /// Waits for bytes.

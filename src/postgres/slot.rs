@@ -42,7 +42,10 @@ pub struct SlotState {
 }
 
 /// The columns that later versions added are read through jsonb, which gives NULL where a version lacks them.
-const STATE: &str = "
+fn state_sql() -> String {
+    let lock = reader_lock("s.slot_name");
+    format!(
+        "
     SELECT slot_name::text, plugin::text, database::text, datoid, temporary, two_phase,
         coalesce((to_jsonb(s)->>'failover')::bool, false), active OR l.pid IS NOT NULL, coalesce(active_pid, l.pid),
         restart_lsn::text, confirmed_flush_lsn::text, wal_status, safe_wal_size,
@@ -54,10 +57,12 @@ const STATE: &str = "
     FROM pg_replication_slots s LEFT JOIN LATERAL (
         SELECT pid FROM pg_locks
          WHERE locktype = 'advisory' AND granted AND pg_locks.database = s.datoid AND objsubid = 1
-           AND classid::int8 << 32 | objid::int8 = hashtextextended('sitepair reader ' || s.slot_name, 0)) l ON true
-    WHERE slot_name = $1";
+           AND classid::int8 << 32 | objid::int8 = {lock}) l ON true
+    WHERE slot_name = $1"
+    )
+}
 
-/// Key of the session lock of whoever reads a slot. It is the slot's in the view of [`state`] too.
+/// Key of the session lock of whoever reads a slot; [`state`] looks for it. `name` is an SQL expression.
 pub(super) fn reader_lock(name: &str) -> String {
     format!("hashtextextended('sitepair reader ' || {name}, 0)")
 }
@@ -67,7 +72,7 @@ pub(super) fn reader_lock(name: &str) -> String {
 /// # Errors
 /// What the server says.
 pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>> {
-    let Some(row) = statements::row(client, STATE, &[(&name, Type::TEXT)]).await? else { return Ok(None) };
+    let Some(row) = statements::row(client, &state_sql(), &[(&name, Type::TEXT)]).await? else { return Ok(None) };
     let lsn = |position| field::<Option<&str>>(&row, position)?.map(parsed).transpose();
     Ok(Some(SlotState {
         name: field(&row, 0)?,

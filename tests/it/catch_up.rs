@@ -188,7 +188,9 @@ async fn a_lost_publication_is_never_taken_for_no_changes() {
         let load = format!("insert into t values (1, 'published'); drop publication p; {BACKLOG}");
         let behind = Behind::new(*version, &["a"], &load).await;
         let (mut source, mut messages) = (behind.open("a", PATIENCE).await.unwrap(), String::new());
+        let started = Instant::now();
         let fault = loop {
+            assert!(started.elapsed() < PATIENCE, "{version}: no fault; {messages}");
             let mut batch = Vec::new();
             if let Err(fault) = source.receive(&mut batch, PATIENCE).await {
                 break fault;
