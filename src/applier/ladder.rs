@@ -372,6 +372,9 @@ impl Ladder {
         self.writer.target.open_with(frame.open()).await?;
         let (skips, aside) = self.set_aside(unit, culprits).await?;
         self.writer.write(unit.changes, unit.plan, &skips, effects).await?;
+        if let (Frame::Transaction, Some(relation)) = (frame, unit.plan.relations().next()) {
+            self.writer.target.fire_late(&relation.table).await?;
+        }
         // Without the progress that may follow the last transaction.
         let end_lsn = unit.first_end.filter(|_| unit.transactions == 1).unwrap_or(unit.end_lsn);
         let when = When { next: unit.next, end_lsn, commit_time_us: unit.commit_time_us };
@@ -496,15 +499,24 @@ impl Ladder {
 
     fn data_error(&self, unit: &Unit<'_>, culprit: &Culprit, key: Option<&str>) -> Fault {
         let key = key.map(|key| format!(", key {key}")).unwrap_or_default();
-        let what = format!(
-            "flow {}, topic records {} to {}, table {}{key}: {}",
-            self.checkpoint.flow,
-            self.checkpoint.next,
-            unit.next.0.saturating_sub(1),
-            culprit.table,
-            culprit.what
-        );
+        let what = format!("{}, table {}{key}: {}", self.place(unit), culprit.table, culprit.what);
         Fault::new(Code::DataError, what)
+    }
+
+    fn place(&self, unit: &Unit<'_>) -> String {
+        let (from, to) = (self.checkpoint.next, unit.next.0.saturating_sub(1));
+        format!("flow {}, topic records {from} to {to}", self.checkpoint.flow)
+    }
+
+    /// A transaction that was written in pieces is whole only now; which of its rows it is can't be told.
+    fn at_commit(&self, unit: &Unit<'_>, fault: Fault) -> Fault {
+        if fault.code != Code::DataError {
+            return fault;
+        }
+        let what = format!("{}, at the end of a large transaction: {}", self.place(unit), fault.what);
+        let remedy =
+            "mend what the deferred trigger found, or let it not fire for applied rows: ALTER TABLE … ENABLE TRIGGER …";
+        Fault::new(Code::DataError, what).remedy(remedy)
     }
 
     /// Ends the open transaction: what was displaced is settled if the horizon is reached, then origin, checkpoint,
@@ -545,7 +557,7 @@ impl Ladder {
         };
         self.writer.target.advance(&step).await?;
         failpoint::pass(failpoint::BEFORE_COMMIT);
-        self.writer.target.batch("COMMIT").await?;
+        self.writer.target.commit(unit.first_end.is_some()).await.map_err(|fault| self.at_commit(unit, fault))?;
         failpoint::pass(failpoint::AFTER_COMMIT);
         let commit_time_us = unit.commit_time_us.or(self.checkpoint.commit_time_us);
         let (next, end_lsn, horizon) = (unit.next, unit.end_lsn, effects.horizon.horizon());

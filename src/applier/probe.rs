@@ -58,6 +58,7 @@ impl Ladder {
             self.savepoint().await?;
             let item = view.item(view.table.delete(), view.keys(std::iter::once(*slot)));
             let deleted = self.writer.target.flight(&[item]).await.map(|_| ());
+            let deleted = self.fired(view, deleted).await;
             found.extend(self.judged(deleted).await?.map(|culprit| (*slot, culprit)));
         }
         for row in &chosen.moves {
@@ -66,10 +67,17 @@ impl Ladder {
             }
             self.savepoint().await?;
             let written = self.writer.move_in(view, std::slice::from_ref(row), effects).await;
+            let written = self.fired(view, written).await;
             found.extend(self.judged(written).await?.map(|culprit| (row.slot, culprit)));
             self.writer.target.batch("TRUNCATE pg_temp.sitepair_final").await?;
         }
         Ok(found)
+    }
+
+    /// What is deferred is the row's business too.
+    async fn fired(&mut self, view: View<'_>, outcome: Result<(), Failure>) -> Result<(), Failure> {
+        outcome?;
+        self.writer.target.fire_late(&view.table.relation.table).await
     }
 
     pub(super) async fn savepoint(&mut self) -> Result<(), Fault> {

@@ -298,6 +298,13 @@ fn complete_key(relation: &Relation, old_key: Option<&Row>, new: &Row, number: u
 }
 
 impl Plan {
+    /// Those that it writes or empties.
+    pub(super) fn relations(&self) -> impl Iterator<Item = &Arc<Relation>> {
+        self.stages
+            .iter()
+            .flat_map(|stage| stage.truncate.iter().chain(stage.tables.iter().map(|table| &table.relation)))
+    }
+
     fn table(&mut self, relation: &Arc<Relation>) -> &mut TableChanges {
         let same = |table: &TableChanges| Arc::ptr_eq(&table.relation, relation) || table.relation == *relation;
         let renewed = self.stages.last().is_none_or(|stage| {

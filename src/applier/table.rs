@@ -289,6 +289,7 @@ impl Catalog {
             return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
         }
         let key_index = self.key(relation, found)?;
+        found.checked()?;
         let columns = relation.columns.iter().enumerate().filter_map(|(position, column)| {
             let target = found.column(&column.name)?;
             let computed = target.generation == Generation::Computed;

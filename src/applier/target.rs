@@ -33,6 +33,9 @@ pub(super) struct Target {
     statements: HashMap<String, Statement>,
     /// What opened the transaction, sent but not yet answered.
     opening: Option<Opening>,
+    /// A COMMIT has met an error in the data: triggers that are deferred, and fire for applied rows too. From then on they are
+    /// fired before it, where an error can still be told to be one of the rows'.
+    late: bool,
 }
 
 /// An answer that is awaited together with those to what was sent after it.
@@ -100,8 +103,14 @@ impl Failure {
             let unrouted = *state == SqlState::CHECK_VIOLATION && !named;
             return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: false, unrouted });
         }
-        // "cached plan must not change result type"; no operator for the types that two columns have by now
-        let stale = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_FUNCTION, SqlState::AMBIGUOUS_FUNCTION];
+        // "cached plan must not change result type"; no operator for the types that two columns have by now; a key that is
+        // deferrable by now is no arbiter of ON CONFLICT
+        let stale = [
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::AMBIGUOUS_FUNCTION,
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        ];
         let fault = fault.at(table);
         if fault.code == Code::ShapeMismatch || stale.contains(state) {
             Failure::Stale(Misfit::new(table, fault))
@@ -123,7 +132,7 @@ impl Target {
         session.batch_execute(&settings).await.map_err(|error| sqlstate::fault(&error).at(info))?;
         origin::session_setup(&session, &flow.origin(track)).await.map_err(|fault| fault.at(info))?;
         let (catalog, statements) = (Catalog::default(), HashMap::new());
-        let mut target = Self { session: Arc::new(session), catalog, statements, opening: None };
+        let mut target = Self { session: Arc::new(session), catalog, statements, opening: None, late: false };
         target.refresh().await?;
         Ok(target)
     }
@@ -177,6 +186,33 @@ impl Target {
     pub async fn batch(&mut self, sql: &str) -> Result<()> {
         self.opened().await?;
         self.session.batch_execute(sql).await.map_err(|error| sqlstate::fault(&error))
+    }
+
+    /// Ends the transaction. The first error of deferred triggers is given as contention where the unit can be tried `again`:
+    /// then it meets the error in [`Target::fire_late`].
+    pub async fn commit(&mut self, again: bool) -> Result<()> {
+        self.opened().await?;
+        let committed = self.session.batch_execute("COMMIT").await;
+        committed.map_err(|error| match sqlstate::fault(&error) {
+            fault if again && !self.late && fault.code == Code::DataError => {
+                self.late = true;
+                Fault::new(Code::Contention, fault.what)
+            }
+            fault => fault,
+        })
+    }
+
+    /// Fires what is deferred to COMMIT, if anything is known to be; `table` is named where the server names none.
+    pub async fn fire_late(&mut self, table: &TableName) -> std::result::Result<(), Failure> {
+        const FIRE: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+        if !self.late {
+            return Ok(());
+        }
+        self.opened().await?;
+        self.session.batch_execute(FIRE).await.map_err(|error| {
+            let named = error.as_db_error().and_then(|words| Some((words.schema()?, words.table()?)));
+            Failure::of(&error, &named.map_or_else(|| table.clone(), |(schema, name)| TableName::new(schema, name)))
+        })
     }
 
     /// Sends origin, checkpoint and journal of the open transaction.

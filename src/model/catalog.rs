@@ -1,6 +1,7 @@
 //! A table as the catalog of one site describes it: what rules are resolved against and what preflight looks at.
 
-use super::names::TableName;
+use super::fault::{Code, Fault, Result};
+use super::names::{TableName, quote_ident};
 use super::relation::ReplicaIdentity;
 
 /// What `pg_class.relkind` says, as far as it can be replicated.
@@ -122,6 +123,22 @@ impl CatalogTable {
     /// The column of that name.
     pub fn column(&self, name: &str) -> Option<&CatalogColumn> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// At the target no constraint may be deferrable: it is not checked under `session_replication_role = replica` (A2).
+    ///
+    /// # Errors
+    /// `ShapeMismatch` with the statement to run.
+    pub fn checked(&self) -> Result<()> {
+        let Some(late) = self.indexes.iter().find(|index| index.deferrable) else { return Ok(()) };
+        let (index, table) = (quote_ident(&late.name), &self.table);
+        let what = format!(
+            "constraint {index} of {table} at the target is deferrable, which is not checked while rows are applied (A2)"
+        );
+        let sql = table.sql();
+        Err(Fault::new(Code::ShapeMismatch, what).remedy(format!(
+            "run at the target: ALTER TABLE {sql} DROP CONSTRAINT {index}, and add it again as NOT DEFERRABLE"
+        )))
     }
 
     /// The key that names rows (R1): a unique, immediate, whole index over NOT NULL columns; the replica identity index

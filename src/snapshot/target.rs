@@ -65,7 +65,6 @@ struct TargetColumn {
 #[derive(Debug)]
 struct OtherIndex {
     name: String,
-    deferrable: bool,
     /// NULLs are equal to each other.
     nulls_conflict: bool,
     predicate: Option<String>,
@@ -73,16 +72,16 @@ struct OtherIndex {
     terms: Vec<(String, String)>,
 }
 
-/// A row for each unique or exclusion index of a table: name, is immediate, nulls conflict, WHERE, terms, operators.
+/// A row for each unique or exclusion index of a table: name, nulls conflict, WHERE, terms, operators.
 fn indexes() -> String {
     format!(
-        "SELECT c.relname::text, i.indimmediate, i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid), \
+        "SELECT c.relname::text, i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid), \
      {INDEX_TERMS} \
      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
      LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' AND x.conrelid = i.indrelid \
      CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::int4) AS k(n) \
      WHERE i.indrelid = $1 AND (i.indisunique OR i.indisexclusion) \
-     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred, i.indimmediate, i.indnullsnotdistinct ORDER BY 1"
+     GROUP BY i.indexrelid, i.indrelid, c.relname, i.indpred, i.indnullsnotdistinct ORDER BY 1"
     )
 }
 
@@ -145,17 +144,7 @@ impl TargetTable {
         let key = key.ok_or_else(|| no_key(found, wanted))?;
         let order = KeyOrder::read(target, found, key).await?;
         let others = others(target, found.oid, &key.name).await?;
-        if let Some(late) = others.iter().find(|index| index.deferrable) {
-            let index = quote_ident(&late.name);
-            let what = format!(
-                "constraint {index} of {name} at the target is deferrable, which is not checked while rows are applied (A2)"
-            );
-            let remedy = format!(
-                "run at the target: ALTER TABLE {} DROP CONSTRAINT {index}, and add it again as NOT DEFERRABLE",
-                name.sql()
-            );
-            return Err(Fault::new(Code::ShapeMismatch, what).remedy(remedy));
-        }
+        found.checked()?;
         let copied = columns.iter().filter_map(|column| found.column(column)).map(|column| TargetColumn {
             name: quote_ident(&column.name),
             key: wanted.contains(&column.name.as_str()),
@@ -337,12 +326,11 @@ impl TargetTable {
 async fn others(target: &Client, table: u32, key: &str) -> Result<Vec<OtherIndex>> {
     let rows = target.query(&indexes(), &[&table]).await.map_err(|error| sqlstate::fault(&error))?;
     let index = |row: &Row| {
-        let (terms, operators): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+        let (terms, operators): (Vec<String>, Vec<String>) = (row.get(3), row.get(4));
         OtherIndex {
             name: row.get(0),
-            deferrable: !row.get::<_, bool>(1),
-            nulls_conflict: row.get(2),
-            predicate: row.get(3),
+            nulls_conflict: row.get(1),
+            predicate: row.get(2),
             terms: terms.into_iter().zip(operators).collect(),
         }
     };

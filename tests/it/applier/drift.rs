@@ -63,6 +63,15 @@ const CASES: &[Case] = &[
            change: "update t set n = 7", says: &["is missing", "CREATE TABLE"], mend: "alter table gone rename to t" },
     Case { name: "a key that is gone", target_first: "alter table t drop constraint t_pkey", source: "select",
            change: "update t set n = 7", says: &["no immediate unique key", "ADD UNIQUE"], mend: "alter table t add primary key (id)" },
+    Case { name: "a constraint that is deferred", target_first: "alter table t add constraint late unique (n) deferrable initially deferred",
+           source: "select", change: "update t set n = 7 where id = 1", says: &["constraint \"late\"", "is deferrable", "DROP CONSTRAINT \"late\""],
+           mend: "alter table t drop constraint late, add constraint late unique (n)" },
+    Case { name: "a constraint that may be deferred", target_first: "alter table t add constraint late exclude using btree (n with =) deferrable",
+           source: "select", change: "update t set n = 7 where id = 1", says: &["constraint \"late\"", "is deferrable", "DROP CONSTRAINT \"late\""],
+           mend: "alter table t drop constraint late" },
+    Case { name: "a key that may be deferred", target_first: "alter table t drop constraint t_pkey, add primary key (id) deferrable",
+           source: "select", change: "update t set n = 7", says: &["no immediate unique key", "ADD UNIQUE"],
+           mend: "alter table t drop constraint t_pkey, add primary key (id)" },
 ];
 
 /// Runs a case with groups of that size; the table's changes and those of another come in one transaction.

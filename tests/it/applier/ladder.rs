@@ -249,3 +249,76 @@ async fn contention_is_tried_again_in_place() {
         }
     }
 }
+
+/// Checked at COMMIT, for applied rows too: the first time it is met there, from then on before.
+const LATE: &str = "create table t (id int primary key, u int unique, v text); create table other (id int primary key); \
+    create function late() returns trigger language plpgsql as $$ begin \
+      if new.v = 'bad' then raise exception using errcode = '23514', message = 'late', table = 't', schema = 'public'; end if; return null; end $$; \
+    create constraint trigger late after insert or update on t deferrable initially deferred for each row execute function late(); \
+    alter table t enable always trigger late";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shows_only_at_commit_is_an_error_of_its_row() {
+    for version in versions() {
+        for on_error in [OnError::Stop, OnError::Park] {
+            let source =
+                "create table t (id int primary key, u int unique, v text); create table other (id int primary key)";
+            let mut pair = Pair::with(version, source, LATE).await;
+            pair.on_error = on_error;
+            pair.source.sql("insert into t values (1, 1, 'a'), (2, 2, 'b')");
+            pair.source.sql("begin; insert into other values (1); update t set v = 'bad', u = 10 where id = 1; insert into t values (4, 4, 'd'); commit");
+            // Its key, a value that it holds, one that its old state holds, and one that is free.
+            pair.source.sql("update t set v = 'good', u = 11 where id = 1");
+            pair.source.sql("insert into t values (6, 10, 'f')");
+            pair.source.sql("insert into t values (7, 1, 'g'), (8, 8, 'h')");
+            pair.pull().await;
+            // As one group nothing of the bad row would remain.
+            pair.bounds.rows = 1;
+            match on_error {
+                OnError::Stop => {
+                    let fault = pair.try_apply().await.unwrap_err();
+                    assert_eq!(fault.code.name(), "data-error", "{fault}");
+                    for part in ["public.t", "key [\"1\"]", "late", "23514"] {
+                        assert!(fault.what.contains(part), "{fault}");
+                    }
+                    assert_eq!(pair.target.sql("select string_agg(id || v, ' ' order by id) from t"), "1a 2b");
+                }
+                OnError::Park => {
+                    assert_eq!(pair.apply().await.parked, 4);
+                    let parked = "select string_agg(key->>0 || coalesce(' ' || sqlstate, ''), ', ' order by id) from sitepair.parked";
+                    assert_eq!(pair.target.sql(parked), "1 23514, 1, 6, 7 23505");
+                    assert_eq!(pair.target.sql("select string_agg(id || v, ' ' order by id) from t"), "1a 2b 4d 8h");
+                    assert_eq!(pair.target.sql("select count(*) from other"), "1");
+                }
+            }
+            pair.assert_journal();
+            pair.target.sql("alter table t enable trigger late");
+            if on_error == OnError::Stop {
+                pair.apply().await;
+                pair.assert_equal();
+            }
+        }
+    }
+}
+
+/// Only its end shows it; which of its rows it was can't be told any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shows_at_the_end_of_a_large_transaction_stops_the_flow() {
+    for version in versions() {
+        let source =
+            "create table t (id int primary key, u int unique, v text); create table other (id int primary key)";
+        let mut pair = Pair::with(version, source, LATE).await;
+        pair.on_error = OnError::Park;
+        (pair.bounds.rows, pair.part_changes) = (3, 2);
+        pair.source.sql("begin; insert into t select g, g, 'v' from generate_series(1, 20) g; update t set v = 'bad' where id = 7; commit");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert_eq!(fault.code.name(), "data-error", "{fault}");
+        assert!(fault.what.contains("at the end of a large transaction") && fault.what.contains("late"), "{fault}");
+        assert_eq!(pair.target.sql("select count(*) from t"), "0");
+        pair.target.sql("alter table t enable trigger late");
+        pair.apply().await;
+        pair.assert_equal();
+        pair.assert_journal();
+    }
+}
