@@ -171,3 +171,66 @@ fn a_rewind_takes_parked_operations_along() {
     assert_equal(&pair);
     pair.assert_journal_whole();
 }
+
+/// More than fit one transaction: those that fail leave the others, and nothing overtakes them.
+#[test]
+fn many_operations_are_tried_again_together() {
+    const TABLE: &str = "create table t (id int primary key, u int unique, v text)";
+    /// The second cause shows at the end of a transaction only.
+    const CAUSES: &str = "alter table t add constraint causes check (v <> 'bad'); \
+        create function late() returns trigger language plpgsql as $$ begin \
+          if new.v = 'late' then raise exception using errcode = '23514', message = 'late'; end if; return null; end $$; \
+        create constraint trigger late after insert or update on t deferrable initially deferred for each row execute function late(); \
+        alter table t enable always trigger late";
+    for version in both() {
+        let (source, target) = (database(version, 0), database(version, 1));
+        [&source, &target].iter().for_each(|side| drop(side.sql(TABLE)));
+        let rules = "[[tables]]\ninclude = [\"public.t\"]";
+        let pair = Pair::between(source, target, rules, "[apply]\non_error = \"park\"");
+        pair.deploy();
+        pair.run_once();
+        pair.target.sql(CAUSES);
+        let park = |operation: &str, keys: &str, v: &str| {
+            let flow = pair.flow();
+            pair.target.sql(&format!(
+                "insert into sitepair.parked (flow, next_offset, end_lsn, table_schema, table_name, operation, key_columns, key, image, held, error) \
+                 select '{flow}', 1, '0/1', 'public', 't', '{operation}', '{{id}}', jsonb_build_array(g::text), \
+                   jsonb_build_object('id', g::text, 'u', g::text, 'v', {v}), jsonb_build_array(jsonb_build_array('u', g::text)), 'test' \
+                 from {keys} g order by g"
+            ));
+        };
+        park(
+            "upsert",
+            "generate_series(1, 900)",
+            "case when g % 150 = 7 then 'bad' when g = 450 then 'late' else 'v' end",
+        );
+        park("upsert", "generate_series(7, 900, 10)", "'later'");
+        // No row is there, and they do not bring all its values.
+        park("update", "generate_series(2001, 2003)", "'part'");
+        park("upsert", "generate_series(2001, 2001)", "'whole'");
+        let outcome = act(&pair, 1, &["retry", "--all"]);
+        let done = outcome["done"].as_array().expect("a list").len();
+        let why = |words: &str| {
+            let failed = outcome["failed"].as_array().expect("a list").iter();
+            failed.filter(|one| one["error"].as_str().is_some_and(|error| error.contains(words))).count()
+        };
+        let counts = [why("causes"), why("late ("), why("is older"), why("not at the target")];
+        assert_eq!((done, counts), (900 + 90 + 4 - 17, [6, 1, 7, 3]), "{version}: {:?}", outcome["failed"]);
+        assert_eq!(pair.target.sql("select count(*), count(*) filter (where v = 'later') from t"), "893|84");
+        assert_eq!(list(&pair).len(), 17);
+        let noted = "select (select count(*) from sitepair.journal_operation where what = 'settled'), count(*), \
+                     count(*) filter (where detail->>'parked_id' = detail->'operation'->>'id') \
+                     from sitepair.journal_event where what = 'parked-retry'";
+        assert_eq!(pair.target.sql(noted), format!("{done}|{done}|{done}"));
+
+        pair.target.sql("alter table t drop constraint causes; drop trigger late on t");
+        let parts = pair
+            .target
+            .sql("select string_agg(id::text, ' ' order by id) from sitepair.parked where operation = 'update'");
+        let mut args = vec!["drop"];
+        args.extend(parts.split(' '));
+        act(&pair, 0, &args);
+        assert_eq!(act(&pair, 0, &["retry", "--all"])["done"].as_array().map(Vec::len), Some(14));
+        assert_eq!(pair.target.sql("select count(*), count(*) filter (where v = 'later') from t"), "901|90");
+    }
+}
