@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod flow;
+mod full;
 mod kill;
 mod lab;
 mod spool;

@@ -160,9 +160,13 @@ impl Probe {
                 Ok(end) => {
                     let what =
                         format!("{}: a transaction that is open holds records {stable} to {end} back", self.place);
-                    return Err(Fault::new(Code::Unreachable, what).remedy(
-                        "wait; if it lasts, its broker died at its end: see `kafka-transactions.sh find-hanging`, and `abort` it",
-                    ));
+                    let remedy = format!(
+                        "wait; if it lasts, its broker died at its end: once `kafka-transactions.sh find-hanging` lists it, end it by \
+                         `kafka-transactions.sh --bootstrap-server {} abort --topic {} --partition 0 --start-offset {stable}`; see docs/runbooks/kafka.md",
+                        self.cluster.servers(),
+                        self.topic
+                    );
+                    return Err(Fault::new(Code::Unreachable, what).remedy(remedy));
                 }
                 Err(error) => return Err(self.fault("ask for its end", &error)),
             }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ struct Node {
     port: u16,
     tls_port: u16,
     process: Mutex<Option<Child>>,
+    /// How large its files may become; 0: as large as they like.
+    most_bytes: AtomicU64,
 }
 
 /// The one broker that most tests share. Whoever asks it for a topic that is not there makes it.
@@ -101,6 +104,7 @@ impl Brokers {
                 port: *port,
                 tls_port: *tls_port,
                 process: Mutex::default(),
+                most_bytes: AtomicU64::default(),
             };
             fs::create_dir(&node.dir).expect("a directory");
             let text = properties(id, &node, *controller, &voters.join(","), count, dir.path()) + more;
@@ -133,16 +137,46 @@ impl Brokers {
 
     /// Starts a broker with the data that it has; it is not waited for.
     pub fn launch(&self, id: usize) {
+        self.nodes[id].most_bytes.store(0, Ordering::Relaxed);
+        self.spawn(id);
+    }
+
+    /// The same, but none of its files can grow beyond so many bytes, as on a disk without room.
+    pub fn launch_within(&self, id: usize, bytes: u64) {
+        self.nodes[id].most_bytes.store(bytes, Ordering::Relaxed);
+        self.spawn(id);
+    }
+
+    fn spawn(&self, id: usize) {
         let node = &self.nodes[id];
-        let log = fs::File::create(node.dir.join("server.log")).expect("a log");
         let mut command = java(self.dir.path(), "-Xmx256m");
+        let most_bytes = node.most_bytes.load(Ordering::Relaxed);
+        if most_bytes > 0 {
+            let mut within = Command::new("prlimit");
+            within.arg(format!("--fsize={most_bytes}")).arg("java").args(command.get_args());
+            within.stdin(Stdio::null()).process_group(0);
+            command = within;
+        }
+        let log = fs::File::create(node.dir.join("server.log")).expect("a log");
         command.arg("kafka.Kafka").arg(node.dir.join("server.properties"));
         let child = command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("java");
         fs::write(node.dir.join("pid"), child.id().to_string()).expect("writable");
         *node.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
     }
 
-    /// Waits until a broker has started.
+    /// Waits until a broker has given up by itself; what it said.
+    pub fn gives_up(&self, id: usize) -> String {
+        let started = Instant::now();
+        let mut process = self.nodes[id].process.lock().unwrap_or_else(PoisonError::into_inner);
+        while process.as_mut().expect("launched").try_wait().expect("a child").is_none() {
+            assert!(started.elapsed() < START_WITHIN, "broker {id} goes on");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        *process = None;
+        fs::read_to_string(self.nodes[id].dir.join("server.log")).expect("a log")
+    }
+
+    /// Waits until a broker has started. One that gives its start up, since the machine stood still, is started again.
     pub fn wait(&self, id: usize) {
         let started = Instant::now();
         let log = self.nodes[id].dir.join("server.log");
@@ -150,6 +184,11 @@ impl Brokers {
             let text = || fs::read_to_string(&log).unwrap_or_default();
             let tail: String = text().lines().rev().take(20).collect::<Vec<_>>().join("\n");
             assert!(started.elapsed() < START_WITHIN, "broker {id} did not start:\n{tail}");
+            let mut process = self.nodes[id].process.lock().unwrap_or_else(PoisonError::into_inner);
+            if process.as_mut().expect("launched").try_wait().expect("a child").is_some() {
+                drop(process);
+                self.spawn(id);
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -249,7 +288,8 @@ fn certificates(dir: &Path) -> PathBuf {
 fn properties(id: usize, node: &Node, controller: u16, voters: &str, count: usize, dir: &Path) -> String {
     let replicas = count.min(3);
     let in_sync = replicas.saturating_sub(1).max(1);
-    // The controller of a lone broker must not take it for dead because the machine is busy: nobody would take over.
+    // The controller of a lone broker must not take it for dead because the machine is busy: nobody would take over. One that
+    // ended without a word can't register again before that has passed.
     let session_ms = if count == 1 { 60_000 } else { 6000 };
     format!(
         "process.roles=broker,controller\nnode.id={id}\ncontroller.quorum.voters={voters}\n\
@@ -268,7 +308,8 @@ fn properties(id: usize, node: &Node, controller: u16, voters: &str, count: usiz
          transaction.state.log.num.partitions=1\ntransaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
          share.coordinator.state.topic.replication.factor=1\nshare.coordinator.state.topic.min.isr=1\n\
          group.initial.rebalance.delay.ms=0\n\
-         broker.heartbeat.interval.ms=500\nbroker.session.timeout.ms={session_ms}\nreplica.lag.time.max.ms=6000\n\
+         broker.heartbeat.interval.ms=500\nbroker.session.timeout.ms={session_ms}\n\
+         initial.broker.registration.timeout.ms=150000\nreplica.lag.time.max.ms=6000\n\
          controller.quorum.election.timeout.ms=1000\ncontroller.quorum.fetch.timeout.ms=2000\n\
          log.retention.check.interval.ms=1000\nfile.delete.delay.ms=0\nlog.cleaner.dedupe.buffer.size=2097152\n\
          num.network.threads=2\nnum.io.threads=2\nbackground.threads=2\n",

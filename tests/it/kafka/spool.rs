@@ -360,7 +360,8 @@ fn a_topic_with_another_record_at_the_same_offset_is_not_gone_on_with() {
     });
 }
 
-fn spool_of(dir: &Path) -> String {
+/// The spool of a pipeline file, with more room than any test needs.
+pub fn spool_of(dir: &Path) -> String {
     format!("spool = \"{}\"\nspool_max = \"100MiB\"", dir.join("spool").display())
 }
 
@@ -386,13 +387,13 @@ fn a_run_to_a_goal_waits_for_the_spool() {
 }
 
 /// What `status` says at the reader's node.
-fn stands(pair: &Pair) -> Value {
+pub fn stands(pair: &Pair) -> Value {
     let mut status = answer(&pair.sitepair(&["--json", "status"]), "schemas/status.schema.json");
     status["flows"][0].take()
 }
 
 /// Waits for a state.
-fn until_state(pair: &Pair, state: &str) -> Value {
+pub fn until_state(pair: &Pair, state: &str) -> Value {
     let until = Instant::now() + PATIENCE;
     loop {
         let flow = stands(pair);
@@ -439,6 +440,20 @@ fn the_runbook_leads_through_an_outage() {
         pair.runbook_part("kafka.md", heading, Path::new("."), &[]);
     }
     pair.assert_equal("account");
+}
+
+/// A consumer of the topic sees each of the source's transactions once, and their rows in order.
+pub fn each_once(pair: &Pair, brokers: &Brokers) {
+    let rows = "select count(distinct xmin::text), string_agg(id::text, ' ' order by id) from account";
+    let rows = pair.source.sql(rows);
+    let (transactions, ids) = rows.split_once('|').expect("two columns");
+    let (numbers, inserted) = consumed(brokers, &format!("sitepair_{}", pair.flow()));
+    let inserted: Vec<String> = inserted.iter().map(u64::to_string).collect();
+    assert_eq!(
+        (inserted.join(" ").as_str(), numbers[1].to_string().as_str()),
+        (ids, transactions),
+        "each once, in order"
+    );
 }
 
 /// S5, with everything that can go wrong at once, under a load that does not pause.
@@ -496,15 +511,6 @@ fn a_flow_survives_its_brokers() {
     pair.assert_equal("account");
     pair.assert_journal_whole();
     assert_eq!((reader.stop(), applier.stop()), (0, 0), "{}", pair.log());
-    let rows = "select count(distinct xmin::text), string_agg(id::text, ' ' order by id) from account";
-    let rows = pair.source.sql(rows);
-    let (transactions, ids) = rows.split_once('|').expect("two columns");
-    let (numbers, inserted) = consumed(brokers, &name);
-    let inserted: Vec<String> = inserted.iter().map(u64::to_string).collect();
-    assert_eq!(
-        (inserted.join(" ").as_str(), numbers[1].to_string().as_str()),
-        (ids, transactions),
-        "each once, in order"
-    );
+    each_once(&pair, brokers);
     assert!(pair.log().contains("the reader goes on in the spool"), "{}", pair.log());
 }

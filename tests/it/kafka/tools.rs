@@ -11,19 +11,19 @@ use crate::kafka::flow::pair;
 use crate::pair::{PATIENCE, Pair};
 
 /// The flow's topic, group and transactional id.
-fn topic_of(pair: &Pair) -> String {
+pub fn topic_of(pair: &Pair) -> String {
     format!("sitepair_{}", pair.flow())
 }
 
 /// The commands below a heading of docs/runbooks/kafka.md, as written; what they print.
-fn runbook(pair: &Pair, brokers: &Brokers, heading: &str, variables: &[(&str, &str)]) -> String {
+pub fn runbook(pair: &Pair, brokers: &Brokers, heading: &str, variables: &[(&str, &str)]) -> String {
     let (servers, topic) = (brokers.addresses().join(","), topic_of(pair));
     let variables = [&[("KAFKA", servers.as_str()), ("TOPIC", topic.as_str())], variables].concat();
     pair.runbook_part("kafka.md", heading, &brokers.tools(), &variables)
 }
 
 /// The values of a column, in a table as Kafka's tools print it.
-fn column<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+pub fn column<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let place = lines.by_ref().find_map(|words| words.iter().position(|word| *word == name));
     let place = place.unwrap_or_else(|| panic!("no column {name}: {text}"));
@@ -47,18 +47,24 @@ fn lag(pair: &Pair, brokers: &Brokers, is: impl Fn(u64) -> bool) {
     }
 }
 
-/// Leaves a transaction in the flow's topic that nobody can end: its coordinator has forgotten it.
-fn hang(brokers: &Brokers, topic: &str) {
+/// Opens a transaction in a topic, an hour ago as far as Kafka's tools can tell.
+pub fn open_transaction(brokers: &Brokers, topic: &str, id: &str) -> BaseProducer {
     let mut config = super::client(brokers);
-    let open: BaseProducer = config.set("transactional.id", topic).create().expect("a producer");
+    let open: BaseProducer = config.set("transactional.id", id).create().expect("a producer");
     open.init_transactions(PATIENCE).expect("ready");
     open.begin_transaction().expect("begun");
-    // The tools go by the record's time: an hour ago.
+    // They go by the record's time.
     let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
     let at_ms = hour_ago.duration_since(std::time::UNIX_EPOCH).expect("later").as_millis();
     let record = BaseRecord::<(), str>::to(topic).payload("open").timestamp(i64::try_from(at_ms).expect("fits"));
     open.send(record).expect("sent");
     open.flush(PATIENCE).expect("delivered");
+    open
+}
+
+/// Leaves a transaction in the flow's topic that nobody can end: its coordinator has forgotten it.
+fn hang(brokers: &Brokers, topic: &str) {
+    let _open = open_transaction(brokers, topic, topic);
     brokers.stop(0);
     brokers.forget_transactions(0);
     brokers.start_all();
@@ -87,6 +93,8 @@ fn a_transaction_that_hangs_is_found_and_aborted() {
     let offset = column(&found, "StartOffset")[0];
     assert_eq!(column(&found, "Topic")[0], topic_of(&pair), "{found}");
     assert_eq!(column(&found, "CurrentTransactionStartOffset"), [offset], "{found}");
+    let named = format!("abort --topic {} --partition 0 --start-offset {offset}`", topic_of(&pair));
+    assert!(pair.log().contains(&named), "the log names it too: {named}\n{}", pair.log());
     runbook(&pair, brokers, "Abort it", &[("OFFSET", offset)]);
     assert!(!find().contains(&topic_of(&pair)), "it is no more found");
 
