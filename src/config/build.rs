@@ -1,6 +1,6 @@
 //! From the merged layers to a [`Pipeline`]: every key is read, whatever was wrong before it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(super) fn pipeline(source: &mut Source) -> Option<Pipeline> {
     if let (Some(topic), Some(flows)) = (&mut topic, &flows) {
         topic.dials = served::dials(source, &topic.kind, flows, &sites);
     }
-    let copy = copy(source, &lanes);
+    let copy = copy(source);
     let apply = apply(source);
     let journal = journal(source);
     let wal = wal(source);
@@ -282,7 +282,7 @@ fn topic(source: &mut Source) -> Option<Topic> {
     })
 }
 
-fn copy(source: &mut Source, lanes: &BTreeSet<Option<String>>) -> Option<Copy> {
+fn copy(source: &mut Source) -> Option<Copy> {
     let workers = source.integer("copy.workers")?;
     let max_bytes_per_second = source.rate("copy.max_rate");
     let through = source.choice("copy.through", &[("source", CopyWay::Source), ("topic", CopyWay::Topic)])?;
@@ -292,9 +292,6 @@ fn copy(source: &mut Source, lanes: &BTreeSet<Option<String>>) -> Option<Copy> {
     } else if through == CopyWay::Topic && source.flag("topic.shared").unwrap_or(false) {
         let what = "a copy through a topic that targets share would copy the table again at each of them";
         source.problem("copy.through", what, "remove `through`, or `shared` under [topic]");
-    } else if through == CopyWay::Topic && lanes.iter().any(Option::is_some) {
-        let what = "a target that does not ask the source which tables a lane has would go on with one that left it";
-        source.problem("copy.through", what, "remove `through`, or `lane` under each [[tables]]");
     }
     Some(Copy { workers: usize::try_from(workers).ok()?, max_bytes_per_second, through })
 }

@@ -18,7 +18,7 @@ use super::board::{FlowBoard, Voice};
 use super::decide::{self, Act, Place, Reached, View, Works};
 use super::membership::{self, Membership};
 use super::seat::Seat;
-use super::{Timing, adopting, between, peering, pulse, request, resync, retention, site, supervisor};
+use super::{Timing, adopting, between, left_out, peering, pulse, request, resync, retention, site, supervisor};
 use crate::applier::{self, ApplierState, Checkpoint, CopiesBegin, checkpoint};
 use crate::config::{CopyWay, Pipeline};
 use crate::failpoint;
@@ -108,6 +108,9 @@ enum Lap {
 
 impl Conductor {
     async fn run(self) -> Result<()> {
+        if self.pipeline.copy.through == CopyWay::Topic {
+            left_out::tell(self.seat.session(), &self.pipeline, &self.flow).await?;
+        }
         let mut near = false;
         loop {
             let view = self.acts(near).await?;
@@ -237,7 +240,11 @@ impl Conductor {
                 for table in &gone {
                     tracing::info!(%flow, %table, "no longer in the flow");
                 }
-                table_state::forget(session, flow, &gone).await
+                if self.pipeline.copy.through == CopyWay::Topic {
+                    left_out::forget(session, flow, &gone).await
+                } else {
+                    table_state::forget(session, flow, &gone).await
+                }
             }
             Act::Again(tables) => {
                 let main = self.main().await?;
@@ -285,9 +292,15 @@ impl Conductor {
     async fn copies_begin(&self, copies: &CopiesBegin) -> Result<()> {
         let (session, flow) = (self.seat.session(), &self.flow);
         let main = self.main().await?;
+        let names = copies.tables.iter().map(|(table, _)| table);
+        let unnamed = rules::unnamed(&self.pipeline.tables, flow.lane.as_deref(), names);
         let change = async {
             for (table, copy_id) in &copies.tables {
                 let place = (main.next, main.end_lsn);
+                if unnamed.contains(table) {
+                    left_out::pass(session, flow, table, place, copies.at).await?;
+                    continue;
+                }
                 table_state::begin_incoming(session, flow, (table, *copy_id), place, copies.at).await?;
                 let detail = json!({ "next_offset": copies.at, "end_lsn": main.end_lsn.to_string(), "copy": copy_id });
                 table_state::event(session, flow, "copy begun", Some(table), &detail, None).await?;
@@ -295,7 +308,7 @@ impl Conductor {
             Ok(())
         };
         resync::transaction(session, change).await?;
-        for (table, _) in &copies.tables {
+        for (table, _) in copies.tables.iter().filter(|(table, _)| !unnamed.contains(table)) {
             tracing::info!(%flow, %table, offset = %copies.at, "its copy comes through the topic");
         }
         self.board.applier.send_modify(|state| state.copies = None);

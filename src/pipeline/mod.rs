@@ -12,6 +12,7 @@ pub mod forecast;
 mod goal;
 pub mod inspect;
 pub mod journal;
+mod left_out;
 mod membership;
 pub mod offline;
 pub mod offset;

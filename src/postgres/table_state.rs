@@ -174,20 +174,36 @@ pub async fn begin_incoming(
     (next, end_lsn): (Offset, Lsn),
     begun: Offset,
 ) -> Result<()> {
-    again(client, flow, std::slice::from_ref(table), next, end_lsn).await?;
-    let sql = "WITH placed AS (UPDATE sitepair.table_state SET copied_from = $4 WHERE flow = $1 AND table_schema = $2 \
-                 AND table_name = $3) \
-               INSERT INTO sitepair.copy_part (flow, table_schema, table_name, part, low, cursor) \
-               VALUES ($1, $2, $3, 0, jsonb_build_array($5), jsonb_build_array($4::text))";
+    pass_incoming(client, flow, table, (next, end_lsn), begun).await?;
+    let sql = "INSERT INTO sitepair.copy_part (flow, table_schema, table_name, part, low, cursor) \
+               VALUES ($1, $2, $3, 0, jsonb_build_array($4), jsonb_build_array($5::text))";
     let offset = i64::try_from(begun.0).unwrap_or(i64::MAX);
-    let parameters: [Parameter<'_>; 5] = [
-        (&flow.to_string(), Type::TEXT),
-        (&table.schema, Type::TEXT),
-        (&table.name, Type::TEXT),
-        (&offset, Type::INT8),
-        (&copy_id.to_string(), Type::TEXT),
-    ];
-    statements::rows(client, sql, &parameters).await.map(|_| ())
+    let more = [(&copy_id.to_string() as _, Type::TEXT), (&offset as _, Type::INT8)];
+    one(client, flow, table, sql, &more).await
+}
+
+/// Likewise, and nothing of the copy is taken: the table waits for another one.
+///
+/// # Errors
+/// As [`again`].
+pub async fn pass_incoming(
+    client: &Client,
+    flow: &FlowName,
+    table: &TableName,
+    (next, end_lsn): (Offset, Lsn),
+    begun: Offset,
+) -> Result<()> {
+    again(client, flow, std::slice::from_ref(table), next, end_lsn).await?;
+    let sql = format!("UPDATE sitepair.table_state SET copied_from = $4 WHERE {ONE}");
+    let offset = i64::try_from(begun.0).unwrap_or(i64::MAX);
+    one(client, flow, table, &sql, &[(&offset as _, Type::INT8)]).await
+}
+
+/// Runs what is said of one table: its flow, schema and name, and `more`.
+async fn one(client: &Client, flow: &FlowName, table: &TableName, sql: &str, more: &[Parameter<'_>]) -> Result<()> {
+    let flow = flow.to_string();
+    let whose: [Parameter<'_>; 3] = [(&flow, Type::TEXT), (&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
+    statements::rows(client, sql, &[&whose, more].concat()).await.map(|_| ())
 }
 
 /// Rows `k` of the tables `t`.

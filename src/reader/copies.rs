@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::model::{CopyStep, Lsn, Result, TableName};
 use crate::reader::ports::Lookup;
+use crate::rules::Selected;
 use crate::wire::record::CopyMessage;
 
 /// Copies of a log, as the source's `sitepair.topic_copy` and the log itself say.
@@ -29,8 +30,9 @@ pub struct Copies {
 }
 
 impl Copies {
-    /// What there is when a reader starts. What an earlier one filled in is older than the log's end now.
-    pub async fn load<L: Lookup>(lookup: &Arc<L>, flow_id: Option<uuid::Uuid>) -> Result<Self> {
+    /// What there is when a reader starts that has these tables. What an earlier one filled in is older than the log's end now.
+    /// A copy of a table that left is not ended by anybody.
+    pub async fn load<L: Lookup>(lookup: &Arc<L>, flow_id: Option<uuid::Uuid>, selected: &[Selected]) -> Result<Self> {
         let mut copies = Self { flow_id, under_way: HashMap::new(), ended: Vec::new(), until: Lsn::ZERO };
         let Some(flow_id) = flow_id else { return Ok(copies) };
         let found = lookup.copies(flow_id).await?;
@@ -38,7 +40,7 @@ impl Copies {
             if copy.ended {
                 copies.ended.push(copy.id);
                 copies.until = found.as_of;
-            } else {
+            } else if selected.iter().any(|each| each.table.table == copy.table) {
                 copies.under_way.insert(copy.table, copy.id);
             }
         }
@@ -91,7 +93,7 @@ impl Copies {
 mod tests {
     use super::*;
     use crate::reader::ports::Copying;
-    use crate::reader::testing::{Rows, Shared};
+    use crate::reader::testing::{Rows, Shared, selected};
 
     fn message(table: &str, step: CopyStep, id: u128) -> CopyMessage<'static> {
         let table = TableName::new("public", table);
@@ -103,7 +105,7 @@ mod tests {
     async fn load(copies: Vec<Copying>) -> Copies {
         let shared = Shared::default();
         shared.lock().unwrap().copies = copies;
-        Copies::load(&Arc::new(Rows(shared)), Some(uuid::Uuid::from_u128(1))).await.unwrap()
+        Copies::load(&Arc::new(Rows(shared)), Some(uuid::Uuid::from_u128(1)), &selected()).await.unwrap()
     }
 
     #[tokio::test]
@@ -132,15 +134,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_goes_on_with_what_the_one_before_began() {
-        let copying = |id, ended| {
-            let table = TableName::new("public", "a");
-            vec![Copying { id: uuid::Uuid::from_u128(id), table, ended }]
+        let copying = |table, ended| {
+            let table = TableName::new("public", table);
+            vec![Copying { id: uuid::Uuid::from_u128(10), table, ended }]
         };
-        let mut begun = load(copying(10, false)).await;
+        let mut begun = load(copying("acc", false)).await;
         assert!(begun.fills(Lsn(0x10_0000)));
-        begun.pass(&message("a", CopyStep::End, 10), Lsn(30));
+        begun.pass(&message("acc", CopyStep::End, 10), Lsn(30));
         assert!(!begun.fills(Lsn(30)));
-        let mut ended = load(copying(10, true)).await;
+        let left = load(copying("left", false)).await;
+        assert!(!left.fills(Lsn(0x10_0000)), "nobody ends the copy of a table that left");
+        let mut ended = load(copying("acc", true)).await;
         assert!(ended.fills(Lsn(0xFFFE)) && !ended.fills(Lsn(0xFFFF)), "up to where the source is now");
         assert_eq!(ended.settled(Lsn(0x1_0000)), Some(vec![uuid::Uuid::from_u128(10)]));
     }

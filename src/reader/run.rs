@@ -42,7 +42,7 @@ where
     let ReaderParts {
         source, topic, writer, lookup, selected, identity, own_origins, confirmed, max_row_bytes, ..
     } = parts;
-    let copies = Copies::load(&lookup, parts.copies.then_some(identity.flow_id)).await?;
+    let copies = Copies::load(&lookup, parts.copies.then_some(identity.flow_id), &selected).await?;
     let begin = start(topic.tail().end_lsn, confirmed, &identity)?;
     let (Start::Genesis(tail) | Start::GoOn(tail)) = begin;
     let (way, durable, work) = appends(topic, tail);

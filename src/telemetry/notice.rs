@@ -54,6 +54,7 @@ notices! {
     TABLE_PAUSED = "table-paused", Warn, "A table at the target does not fit its changes. Only this table waits.", "run the statement that the fault names: docs/runbooks/drift.md";
     COPY_WAITS = "copy-waits", Warn, "A table at the target does not fit what is to be copied. Only this table waits.", "run the statement that the fault names; the copy begins by itself";
     COPY_FAILED = "copy-failed", Warn, "A copy through the topic can't go on at the source's node; it is tried again.", "see the fault; the rest of the flow goes on";
+    COPY_LEFT_OUT = "copy-left-out", Warn, "The topic brings a table that the file of the target's node does not name, or names in another lane. Nothing more of it is taken.", "nothing, if the table left the files of both nodes; else name it in this file too, and run `sitepair resync --table` at the source's node";
     GROUP_FAILS = "group-fails", Warn, "An operation of a group of transactions can't be applied; they are tried one by one.", "see the next lines: what can't be applied stops the flow or is parked";
     PARKED = "parked", Warn, "An operation can't be applied and was set aside, as apply.on_error says.", "see `sitepair parked list` and docs/runbooks/parked.md";
     OLD_TRANSACTIONS = "old-transactions", Warn, "A slot or a copy waits until transactions that ran before have ended.", "end the sessions that are named, or wait";

@@ -2,6 +2,7 @@
 
 mod claim;
 mod fan;
+pub mod lanes;
 pub mod proxy;
 mod reach;
 pub mod sites;

@@ -4,6 +4,8 @@ use super::broker;
 use super::flow::in_kafka;
 use crate::kill::{RULES, SCHEMA, agree};
 use crate::pair::Pair;
+use crate::peer::lanes;
+use crate::peer::sites::both_ends;
 use crate::peer::through::{seed, survives_kills, through_topic};
 
 fn copies(version: u32) {
@@ -23,6 +25,19 @@ fn a_copy_through_kafka_survives_kills_under_load_on_15() {
 #[test]
 fn a_copy_through_kafka_survives_kills_under_load_on_18() {
     copies(18);
+}
+
+#[test]
+fn lanes_are_copied_through_kafka() {
+    for version in both_ends() {
+        lanes::crosses(&in_kafka(lanes::between(version), broker::shared(), ""));
+    }
+}
+
+#[test]
+fn a_copy_of_lanes_through_kafka_survives_kills_under_load() {
+    let pair = in_kafka(lanes::open(18), broker::shared(), "");
+    survives_kills(&pair, seed());
 }
 
 /// Whatever is written: parts of rows and of copies, positions alone, each kind of change.

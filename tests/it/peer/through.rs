@@ -25,14 +25,19 @@ fn pair(version: u32) -> Pair {
     pair
 }
 
+/// A database that nobody finds.
+pub fn nowhere() -> String {
+    format!("host=127.0.0.1 port={} user=postgres dbname=x sslmode=disable", free_port())
+}
+
 /// The target's node, which finds no database at the source's address.
-fn blind(pair: &Pair, failpoint: &str) -> Daemon {
-    let nowhere = format!("host=127.0.0.1 port={} user=postgres dbname=x sslmode=disable", free_port());
-    pair.daemon(&["--site", "b"], &[("SITEPAIR__SITE__A__POSTGRES", &nowhere), ("SITEPAIR_FAILPOINT", failpoint)])
+pub fn blind(pair: &Pair, failpoint: &str) -> Daemon {
+    let environment = [("SITEPAIR__SITE__A__POSTGRES", &*nowhere()), ("SITEPAIR_FAILPOINT", failpoint)];
+    pair.daemon(&["--site", "b"], &environment)
 }
 
 /// Waits until each table of the flow is joined.
-fn joined(pair: &Pair, tables: u32) {
+pub fn joined(pair: &Pair, tables: u32) {
     let sql = "select count(*) from sitepair.table_state where state = 'joined'";
     until("all tables are joined", PATIENCE, || pair.target.sql(sql) == tables.to_string());
 }
@@ -77,9 +82,8 @@ fn rows_that_were_there_before_come_through_the_topic() {
         // Copied again, at the command of the source's node, with what the target's owner spoilt.
         pair.target
             .sql("update account set body = 'spoilt' where id % 5 = 0; insert into account values (100009, 'w')");
-        let nowhere = format!("host=127.0.0.1 port={} user=postgres dbname=x sslmode=disable", free_port());
         let mut resync = pair.command(&["--site", "a", "resync", "--table", "public.account", "--yes"]);
-        let ended = resync.env("SITEPAIR__SITE__B__POSTGRES", nowhere).output().expect("runs");
+        let ended = resync.env("SITEPAIR__SITE__B__POSTGRES", nowhere()).output().expect("runs");
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
         until("it is copied again", PATIENCE, || copied(&pair, "account") == 2);
         joined(&pair, 3);
@@ -163,6 +167,54 @@ fn a_table_that_leaves_the_file_while_it_is_copied_is_forgotten() {
     }
 }
 
+/// The source's node goes on with the copy, which nobody takes: whoever names the table again is told what it lacks.
+#[test]
+fn a_table_that_only_the_targets_file_drops_is_asked_for_again() {
+    for version in both_ends() {
+        let pair = pair(version);
+        through_topic(&pair);
+        let later = "create table later (k text primary key, v text, w int)";
+        pair.source.sql(&format!("{later}; insert into later select n::text, 'v', n from generate_series(1, 3000) n"));
+        pair.target.sql(later);
+        pair.deploy();
+        pair.target.sql("alter table later drop column w");
+        let mut a = pair.daemon(&["--site", "a"], &[]);
+        let mut b = blind(&pair, "");
+        let state = "select state || ' ' || coalesce(reason, '') from sitepair.table_state where table_name = 'later'";
+        until("its copy waits", PATIENCE, || pair.target.sql(state).contains("ADD COLUMN"));
+        assert_eq!(b.stop(), 0, "{}", pair.log());
+
+        let file = std::fs::read_to_string(&pair.file).expect("readable");
+        let without = file.replace("exclude = [\"public.log\"]", "exclude = [\"public.log\", \"public.later\"]");
+        assert_ne!(without, file);
+        std::fs::write(&pair.file, without).expect("writable");
+        let mut b = blind(&pair, "");
+        until("it is forgotten", PATIENCE, || pair.target.sql(state).is_empty());
+        pair.source.sql("update later set v = 'w' where k like '%7'; insert into account values (901, 'meanwhile')");
+        until("the others go on", PATIENCE, || pair.target.sql("select count(*) from account where id = 901") == "1");
+        assert!(pair.log().contains("notice=\"copy-left-out\""), "{}", pair.log());
+        assert_eq!(b.stop(), 0, "{}", pair.log());
+
+        std::fs::write(&pair.file, file).expect("writable");
+        pair.target.sql("alter table later add column w int");
+        let mut b = blind(&pair, "");
+        let remedy = "run `sitepair resync --table public.later` at the source's node";
+        until("it waits for another copy", PATIENCE, || pair.target.sql(state).contains(remedy));
+        pair.source.sql("delete from later where k like '%3'; insert into account values (902, 'after')");
+        until("the others go on", PATIENCE, || pair.target.sql("select count(*) from account where id = 902") == "1");
+        let status = pair.sitepair(&["status"]).stdout;
+        assert!(status.contains(remedy), "{status}");
+        assert_ne!(pair.sitepair(&["pending"]).code, 0, "what it lacks is pending");
+        let again = pair.sitepair(&["--site", "a", "resync", "--table", "public.later", "--yes"]);
+        assert_eq!(again.code, 0, "{}", again.stderr);
+        joined(&pair, 4);
+        pair.settle();
+        pair.assert_equal("later");
+        agree(&pair);
+        assert_eq!((a.stop(), b.stop()), (0, 0), "{}", pair.log());
+    }
+}
+
 /// Steps at which either node is killed.
 const AT_SOURCE: [&str; 5] = ["after-chunk-commit", "act", "before-chunk-commit", "after-append", "inside-transaction"];
 const AT_TARGET: [&str; 6] =
@@ -211,7 +263,7 @@ pub fn survives_kills(pair: &Pair, seed: u64) {
         victim.kill();
         stays.kill();
         if round == 7 {
-            pair.sitepair(&["--site", "a", "resync", "--table", "public.account", "--yes"]);
+            pair.sitepair(&["--site", "a", "--flow", &pair.flow(), "resync", "--table", "public.account", "--yes"]);
         }
     }
     let mut a = pair.daemon(&["--site", "a"], &[]);
