@@ -1,6 +1,6 @@
 //! The target is asked what rows hold ([`super::held`]).
 
-use super::held::{Held, add, parameters, plain};
+use super::held::{Held, add, parameters, plain, unknown};
 use super::ladder::Ladder;
 use super::reduce::State;
 use super::table::TargetColumn;
@@ -55,8 +55,7 @@ impl Ladder {
                     }
                 }
                 (Some(_), [slot]) => {
-                    let unknown = view.table.evaluated().map(|_| Some(String::new())).collect();
-                    add(view.table, present.is_some(), unknown, held.entry(*slot).or_default());
+                    add(view.table, present.is_some(), unknown(view.table), held.entry(*slot).or_default());
                 }
                 (Some(_), several) => {
                     let (first, second) = several.split_at(several.len() / 2);

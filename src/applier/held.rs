@@ -123,6 +123,11 @@ pub(super) fn plain(view: View<'_>, slot: u32) -> Vec<Entry> {
     indexes.filter_map(|index| Entry::plain(index, value)).collect()
 }
 
+/// Of a row that the target can't evaluate: it may be equal to any.
+pub(super) fn unknown(table: &Table) -> Vec<Option<String>> {
+    table.evaluated().map(|_| Some(String::new())).collect()
+}
+
 /// Adds what the server says of a row.
 pub(super) fn add(table: &Table, live: bool, hashes: Vec<Option<String>>, entries: &mut Vec<Entry>) {
     let of_key = |key: &bool| live || *key;
@@ -194,7 +199,7 @@ pub async fn of_image(
             Ok(row) => row.get(1),
             Err(error) if sqlstate::is_data_error(&error) => {
                 session.batch_execute("ROLLBACK TO SAVEPOINT sitepair_row").await.map_err(sql)?;
-                table.evaluated().map(|_| Some(String::new())).collect()
+                unknown(table.as_ref())
             }
             Err(error) => return Err(sql(error)),
         };

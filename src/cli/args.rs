@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 /// Keeps the account data of two PostgreSQL sites the same.
 #[derive(Debug, Parser)]
@@ -407,6 +407,7 @@ pub struct DropArgs {
 
 /// Options of `parked edit`.
 #[derive(Debug, Clone, Args)]
+#[command(group(ArgGroup::new("values").args(["set", "set_null"]).required(true).multiple(true)))]
 pub struct EditArgs {
     /// Which.
     pub id: i64,
@@ -414,7 +415,7 @@ pub struct EditArgs {
     #[arg(long = "set", value_name = "COLUMN=VALUE")]
     pub set: Vec<String>,
     /// A column that becomes NULL.
-    #[arg(long = "set-null", value_name = "COLUMN", required_unless_present = "set")]
+    #[arg(long = "set-null", value_name = "COLUMN")]
     pub set_null: Vec<String>,
     /// Why; the journal keeps it.
     #[arg(long, value_name = "TEXT")]

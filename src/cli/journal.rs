@@ -34,7 +34,11 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &JournalArgs, outpu
             since: args.since.clone(),
             limit: args.limit,
         };
-        for entry in journal::entries(&session, flow, &wanted).await.map_err(|fault| fault.at(&target.name))? {
+        let entries = journal::entries(&session, flow, &wanted).await.map_err(|fault| fault.at(&target.name))?;
+        if entries.is_empty() {
+            output.line(&format!("{flow}: no such entry in the journal"));
+        }
+        for entry in entries {
             output.line(&line(&entry));
             output.object(&entry)?;
         }

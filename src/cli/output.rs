@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::model::{Code, Fault, Result};
@@ -26,6 +27,12 @@ impl Output {
     /// True when a person looks at a terminal.
     pub fn is_terminal(self) -> bool {
         !self.json && std::io::stdout().is_terminal()
+    }
+
+    /// A table; where it is wider than the terminal, each row as lines of its own, from which statements can be copied.
+    pub fn table<const N: usize>(self, header: [&str; N], rows: &[[String; N]]) -> String {
+        let columns = if self.is_terminal() { terminal_size::terminal_size_of(std::io::stdout()) } else { None };
+        arranged(header, rows, columns.map(|(width, _)| width.0.into()))
     }
 
     /// A line for people; nothing where JSON was asked for.
@@ -54,10 +61,41 @@ impl Output {
     }
 }
 
+fn arranged<const N: usize>(header: [&str; N], rows: &[[String; N]], width: Option<usize>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header).add_rows(rows);
+    let table = table.to_string();
+    let widest = table.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+    if width.is_none_or(|width| widest <= width) {
+        return table;
+    }
+    let names = header.iter().map(|name| name.len()).max().unwrap_or_default();
+    let row = |row: &[String; N]| {
+        let lines = header.iter().zip(row).map(|(name, value)| format!("{name:names$}  {value}"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    rows.iter().map(row).collect::<Vec<_>>().join("\n\n")
+}
+
 /// A reader that went away (`| head`) ends the program quietly, as it does for any Unix tool.
 fn write(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
         std::process::exit(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_is_too_wide_is_read_row_by_row() {
+        let rows = [["a_b".to_owned(), "DROP TABLE x;".to_owned()], ["c".to_owned(), String::new()]];
+        let wide = arranged(["flow", "remedy"], &rows, Some(24));
+        assert!(wide.contains("│ a_b  ┆ DROP TABLE x; │"), "{wide}");
+        assert_eq!(arranged(["flow", "remedy"], &rows, None), wide);
+        let narrow = arranged(["flow", "remedy"], &rows, Some(23));
+        assert_eq!(narrow, "flow    a_b\nremedy  DROP TABLE x;\n\nflow    c\nremedy  ");
     }
 }

@@ -58,7 +58,11 @@ async fn connect(pipeline: &Pipeline, flow: &FlowName) -> Result<Session> {
 /// One line for each operation; JSON lines with `--json`.
 async fn list(pipeline: &Pipeline, common: &Common, output: Output) -> Result<u8> {
     for flow in flows(pipeline, common)? {
-        for operation in parked::list(&connect(pipeline, flow).await?, flow).await? {
+        let parked = parked::list(&connect(pipeline, flow).await?, flow).await?;
+        if parked.is_empty() {
+            output.line(&format!("{flow}: nothing is parked"));
+        }
+        for operation in parked {
             output.line(&line(&operation));
             output.object(&operation)?;
         }

@@ -1,7 +1,5 @@
 //! `sitepair plan`, and the table of findings and changes that `deploy` and `undeploy` show too.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::EXIT_SOMETHING;
 use super::args::OnlyArgs;
 use super::output::Output;
@@ -25,30 +23,18 @@ pub async fn run(pipeline: &Pipeline, args: &OnlyArgs, output: Output) -> Result
 /// Those of the output.
 pub fn show(report: &Report, verb: &str, output: Output) -> Result<()> {
     if !report.findings.is_empty() {
-        let mut table = new_table(["site", "severity", "subject", "finding", "remedy"]);
-        for finding in &report.findings {
+        let rows = report.findings.iter().map(|finding| {
             let severity = finding.severity.to_string();
-            table.add_row([&finding.site, &severity, &finding.subject, &finding.what, &finding.remedy]);
-        }
-        output.line(&table.to_string());
+            [finding.site.clone(), severity, finding.subject.clone(), finding.what.clone(), finding.remedy.clone()]
+        });
+        let header = ["site", "severity", "subject", "finding", "remedy"];
+        output.line(&output.table(header, &rows.collect::<Vec<_>>()));
     }
     if report.changes.is_empty() {
         output.line("nothing to change");
     } else {
-        let mut table = new_table(["site", verb]);
-        for change in &report.changes {
-            table.add_row([&change.site, &change.what]);
-        }
-        output.line(&table.to_string());
+        let rows = report.changes.iter().map(|change| [change.site.clone(), change.what.clone()]);
+        output.line(&output.table(["site", verb], &rows.collect::<Vec<_>>()));
     }
     output.object(report)
-}
-
-fn new_table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(header);
-    table
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::args::{Common, StatusArgs};
@@ -38,7 +37,7 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &StatusArgs, output
             // Clears the screen and goes home (ECMA-48 ED and CUP).
             output.line("\x1b[2J\x1b[H");
         }
-        output.line(&table(&answer.flows));
+        output.line(&shown_flows(&answer.flows, output));
         output.object(&answer)?;
         if !args.watch {
             return Ok(0);
@@ -50,14 +49,13 @@ pub async fn run(pipeline: &Pipeline, common: &Common, args: &StatusArgs, output
     }
 }
 
-fn table(flows: &[FlowStatus]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["flow", "state", "consistent from", "checkpoint", "lag", "behind", "retained WAL", "full"]);
+fn shown_flows(flows: &[FlowStatus], output: Output) -> String {
+    let header = ["flow", "state", "consistent from", "checkpoint", "lag", "behind", "retained WAL", "full"];
+    let mut rows = Vec::new();
     let mut notes = String::new();
     for flow in flows {
         let state = serde_json::to_value(flow.state).ok().and_then(|value| value.as_str().map(str::to_owned));
-        table.add_row([
+        rows.push([
             flow.flow.clone(),
             state.unwrap_or_default(),
             consistent(flow),
@@ -93,7 +91,7 @@ fn table(flows: &[FlowStatus]) -> String {
             notes.push_str(&format!("\n{}: {note}", flow.flow));
         }
     }
-    format!("{table}{notes}")
+    format!("{}{notes}", output.table(header, &rows))
 }
 
 /// From where on, and when that will be.

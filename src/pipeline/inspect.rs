@@ -82,5 +82,9 @@ pub async fn range<T: TopicReader>(topic: &mut T, from: Option<&str>, to: Option
         Some(text) => resolve(topic, text).await?,
         None => next,
     };
+    if from > to {
+        let fault = Fault::new(Code::Usage, format!("the range ends before it begins: from offset {from} to {to}"));
+        return Err(fault.remedy("see where the topic begins and ends by `sitepair topic info`"));
+    }
     Ok((from, to.min(next)))
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio_postgres::types::ToSql;
 
 use crate::config::Journal;
-use crate::model::{Code, Fault, FlowName, Result};
+use crate::model::{Code, Fault, FlowName, Result, units};
 use crate::postgres::session::Session;
 use crate::postgres::sqlstate;
 
@@ -62,7 +62,7 @@ SELECT entry FROM (
 /// `Usage` for a time that is none; what the server says.
 pub async fn entries(target: &Session, flow: &FlowName, wanted: &Wanted) -> Result<Vec<Value>> {
     if let Some(since) = &wanted.since
-        && crate::model::units::postgres_us(since).is_none()
+        && units::postgres_us(since).is_none()
     {
         let fault = Fault::new(Code::Usage, format!("--since {since}: not a time"));
         return Err(fault.remedy("write 2026-11-21T09:30:00Z"));
@@ -74,7 +74,18 @@ pub async fn entries(target: &Session, flow: &FlowName, wanted: &Wanted) -> Resu
     let rows = target.query(&sql, &parameters).await.map_err(|error| sqlstate::fault(&error))?;
     let mut entries: Vec<Value> = rows.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect();
     entries.reverse();
+    entries.iter_mut().for_each(in_utc);
     Ok(entries)
+}
+
+/// Times as everywhere else: UTC, with six digits.
+fn in_utc(entry: &mut Value) {
+    for name in ["time", "commit_time"] {
+        if let Some(us) = entry[name].as_str().and_then(units::postgres_us) {
+            entry[name] = units::rfc3339(us).into();
+        }
+    }
+    entry.get_mut("operations").and_then(Value::as_array_mut).into_iter().flatten().for_each(in_utc);
 }
 
 /// One entry with all that belongs to it: a group's operations; an operation's image, old key and error while it is parked.
@@ -113,7 +124,10 @@ pub async fn show(target: &Session, flow: &FlowName, id: &str) -> Result<Value> 
     };
     let row = target.query_opt(&sql, &[&flow.to_string(), &number]).await.map_err(|error| sqlstate::fault(&error))?;
     let row = row.ok_or_else(unknown)?;
-    serde_json::from_str(row.get(0)).map_err(|error| Fault::new(Code::Sql, format!("journal: {error}")))
+    let mut entry =
+        serde_json::from_str(row.get(0)).map_err(|error| Fault::new(Code::Sql, format!("journal: {error}")))?;
+    in_utc(&mut entry);
+    Ok(entry)
 }
 
 /// Deletes the oldest entries beyond age and number, a batch a transaction. What stays of each track joins without a gap,

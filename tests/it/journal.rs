@@ -63,11 +63,16 @@ fn the_journal_is_found_by_time_table_key_and_status() {
     assert_eq!(newest, *all.last().unwrap());
     assert!(journal(&pair, &["--since", "2100-01-01T00:00:00Z"]).is_empty());
     assert_eq!(pair.sitepair(&["journal", "--since", "now"]).code, 2);
+    let none = pair.sitepair(&["journal", "--table", "public.tt"]);
+    assert_eq!((none.code, none.stdout), (0, format!("{}: no such entry in the journal\n", pair.flow())));
+    let times = all.iter().map(|entry| entry["time"].as_str().unwrap_or_default());
+    assert!(times.clone().all(|time| time.len() == 27 && time.ends_with('Z')), "{:?}", times.collect::<Vec<_>>());
 
     // A group shows its operations, an operation its image and error.
     let group = failed.iter().find(|entry| entry["kind"] == "group").unwrap()["id"].as_str().unwrap().to_owned();
     let shown = journal(&pair, &["show", &group]).remove(0);
     assert_eq!(shown["operations"][0]["parked"]["image"]["n"], "500", "{shown}");
+    assert!(shown["operations"][0]["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{shown}");
     let id = shown["operations"][0]["id"].as_str().unwrap().to_owned();
     let operation = journal(&pair, &["show", &id]).remove(0);
     assert!(operation["parked"]["error"].as_str().unwrap().contains("check"), "{operation}");
@@ -121,6 +126,8 @@ fn a_topic_is_verified() {
     let sound = answer(&pair.sitepair(&["--json", "topic", "verify"]), "schemas/topic-verify.schema.json");
     assert_eq!((sound["transactions"].as_u64(), sound["rows"].as_u64()), (Some(5), Some(5)), "{sound}");
     assert!(pair.runbook("topic.md", &[]).contains("sound from offset 0"));
+    let turned = pair.sitepair(&["topic", "cat", "--from", "3", "--to", "1"]);
+    assert!(turned.code == 2 && turned.stderr.contains("ends before it begins"), "{}", turned.stderr);
     let path = pair.dir.path().join("topic").join(format!("{}.db", pair.flow()));
     let db = rusqlite::Connection::open(&path).expect("the topic");
     for (damage, mend, words) in [

@@ -91,7 +91,7 @@ fn parked_operations_are_tried_again_in_order() {
 
         pair.target.sql("alter table t drop constraint t_n_check");
         let said = pair.runbook("parked.md", &[("ID", &last)]);
-        assert!(said.contains("nothing pending"), "{said}");
+        assert!(said.contains("nothing is parked") && said.contains("nothing pending"), "{said}");
         assert!(list(&pair).is_empty());
         assert_equal(&pair);
         assert_eq!(pair.target.sql("select own from t where id = 1"), "mine");
@@ -113,6 +113,8 @@ fn parked_operations_are_changed_and_dropped() {
     pair.run_once();
     let parked = list(&pair);
     let (first, second) = (parked[0]["id"].to_string(), parked[1]["id"].to_string());
+    let nothing = pair.sitepair(&["parked", "edit", &first, "--reason", "x"]);
+    assert!(nothing.code == 2 && nothing.stderr.contains("--set <COLUMN=VALUE>"), "{}", nothing.stderr);
     for refused in ["id=7", "nothing=1", "n"] {
         let ended = pair.sitepair(&["parked", "edit", &first, "--set", refused, "--reason", "x"]);
         assert_eq!(ended.code, 2, "{refused}: {}", ended.stderr);
