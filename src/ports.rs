@@ -40,6 +40,11 @@ pub trait Source: Send {
 
     /// Sends a standby status update: write = flush = apply = `durable` (P2), asking for a keepalive if `reply` is set.
     fn confirm(&mut self, durable: Lsn, reply: bool) -> impl Future<Output = Result<()>> + Send;
+
+    /// Confirms `durable` for the last time: nothing more will be received.
+    fn leave(&mut self, durable: Lsn) -> impl Future<Output = Result<()>> + Send {
+        self.confirm(durable, false)
+    }
 }
 
 /// The end of a topic.

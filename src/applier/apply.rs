@@ -249,6 +249,7 @@ impl Run {
             track,
             shadow,
             truncate: self.truncate.clone(),
+            in_turn: std::collections::HashMap::new(),
             colliding: std::collections::HashMap::new(),
             present: std::collections::HashMap::new(),
             parked_tables: parked.tables(),

@@ -168,6 +168,7 @@ pub async fn replay<R: TopicReader>(
         track: Track::Replay,
         shadow,
         truncate: parts.truncate,
+        in_turn: HashMap::new(),
         colliding: HashMap::new(),
         present: HashMap::new(),
         parked_tables: parked.tables(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::board::{FlowBoard, Voice};
@@ -10,7 +11,7 @@ use super::{Timing, retention, sending, slot_guard, supervisor};
 use crate::config::{CopyWay, Pipeline, Site};
 use crate::model::{Code, Fault, FlowIdentity, FlowName, Genesis, Lsn, Result};
 use crate::ports::{Goal, Source, Stop, TopicWriter};
-use crate::postgres::catch_up::CatchUp;
+use crate::postgres::catch_up::{Backlog, CatchUp};
 use crate::postgres::replication::{Decoding, Replication};
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
@@ -70,20 +71,20 @@ async fn follow(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &Arc<Fl
 /// One attempt: everything is checked anew, and nothing is remembered but what the topic holds.
 async fn read(pipeline: &Pipeline, flow: &FlowName, goal: Goal, board: &Arc<FlowBoard>, stop: Stop) -> Result<()> {
     let (pipeline, site, flow) = (pipeline.clone(), super::site(pipeline, &flow.from)?.clone(), flow.clone());
-    let board = Arc::clone(board);
+    let (board, runtime) = (Arc::clone(board), Handle::current());
     reader::on_own_thread("reader", move || async move {
-        attempt(&pipeline, &site, &flow, goal, &board, stop).await.map_err(|fault| fault.at(&site.name))
+        attempt(&pipeline, (&site, &flow), goal, &board, stop, runtime).await.map_err(|fault| fault.at(&site.name))
     })
     .await
 }
 
 async fn attempt(
     pipeline: &Pipeline,
-    site: &Site,
-    flow: &FlowName,
+    (site, flow): (&Site, &FlowName),
     goal: Goal,
     board: &FlowBoard,
     stop: Stop,
+    runtime: Handle,
 ) -> Result<()> {
     let source = session::connect(&site.postgres, &application_name(flow)).await?;
     let deployed = deployed(&source, flow).await?;
@@ -94,8 +95,13 @@ async fn attempt(
     let topic = topic::open_writer(&pipeline.topic, flow, deployed.flow_id).await?;
     same_source(&mut replication, &source, &deployed, topic.tail().end_lsn.unwrap_or(deployed.start_lsn)).await?;
     let decoding = Decoding { slot: deployed.genesis.slot.clone(), publication: flow.object() };
-    let within = pipeline.tuning.liveness_timeout / LIVENESS_SHARE;
-    let catch_up = CatchUp::open(replication, decoding, within).await?;
+    let backlog = Backlog {
+        info: site.postgres.clone(),
+        application: application_name(flow),
+        within: pipeline.tuning.liveness_timeout / LIVENESS_SHARE,
+        runtime,
+    };
+    let catch_up = CatchUp::open(replication, decoding, backlog).await?;
     let (retention, flow_id, whose) = (topic.retention(), deployed.flow_id, deployed.clone());
     let parts = ReaderParts {
         source: catch_up,

@@ -7,9 +7,10 @@
 //! dial (hosts, TCP or Unix socket) -> tls (sslmode, certificates) -> login (SCRAM, pinned settings)
 //!       -> session (tokio-postgres over the logged-in stream)
 //!       -> replication (walsender: commands, then the stream)
-//!            -> catch_up (a slot far behind: stretches by SQL, then the stream)
+//!            -> catch_up (a slot far behind: ahead reads it in stretches by SQL, then the stream)
 //! ```
 
+mod ahead;
 mod chain;
 mod channel;
 mod dial;

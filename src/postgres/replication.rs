@@ -84,6 +84,14 @@ pub struct Decoding {
 
 type Field = Option<Bytes>;
 
+/// What the rows of a stretch take at the server before they go to a temporary file; most stretches fit.
+const STRETCH_MEMORY: &str = "32MB";
+
+/// A walsender finds out by wal_sender_timeout that its client is gone. Until there is a stream, the server's kernel has to, within
+/// a minute too: or the lock would keep the next reader out for hours.
+const WATCH_CLIENT: &str = "SET tcp_user_timeout = 60000; SET tcp_keepalives_idle = 20; \
+     SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 4";
+
 /// Options of pgoutput (PostgreSQL manual, section 55.5), names before values.
 fn options(publication: &str) -> [(&'static str, String); 3] {
     // The list of publications is parsed as identifiers, inside a string constant.
@@ -97,7 +105,16 @@ impl Replication {
     /// # Errors
     /// As [`super::session::connect`]; `MissingRight` when the login lacks REPLICATION.
     pub async fn connect(info: &ConnInfo, application: &str) -> Result<Replication> {
-        let login = login::login(info, Purpose::Replication, application).await?;
+        Self::open(info, Purpose::Replication, application).await
+    }
+
+    /// The same over an ordinary session, for queries: it takes none of the places of `max_wal_senders`.
+    pub(super) async fn beside(info: &ConnInfo, application: &str) -> Result<Replication> {
+        Self::open(info, Purpose::Sql, application).await
+    }
+
+    async fn open(info: &ConnInfo, purpose: Purpose, application: &str) -> Result<Replication> {
+        let login = login::login(info, purpose, application).await?;
         let (version, backend_pid) = (login.version, login.backend_pid);
         let road = login.road;
         Ok(Replication { channel: Channel::new(login.io), version, backend_pid, road, place: info.to_string() })
@@ -187,25 +204,29 @@ impl Replication {
     }
 
     /// Notes that this session reads the slot, for as long as it lasts; false when another one does.
-    ///
-    /// A walsender finds out by wal_sender_timeout that its client is gone. Until there is a stream, the server's kernel has to:
-    /// in a minute too, or the lock would keep the next reader out for hours.
     pub(super) async fn claim(&mut self, decoding: &Decoding) -> Result<bool> {
-        let sql = format!(
-            "SET tcp_user_timeout = 60000; SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; \
-             SET tcp_keepalives_count = 4; SELECT pg_try_advisory_lock({})",
-            slot::reader_lock(&quote_literal(&decoding.slot))
-        );
-        let row = self.single_row(&sql).await?;
+        let lock = slot::reader_lock(&quote_literal(&decoding.slot));
+        let row = self.single_row(&format!("{WATCH_CLIENT}; SELECT pg_try_advisory_lock({lock})")).await?;
         Ok(self.text(&row, 0)? == "t")
     }
 
-    /// Where the slot stands; `None` when there is none, or it has no position.
+    /// A copy of the slot, which may be moved at will, and is gone with the session. The inner error is the server's refusal.
+    pub(super) async fn copy_slot(&mut self, of: &Decoding) -> Result<std::result::Result<Decoding, Fault>> {
+        let slot = format!("sitepair_ahead_{}", self.backend_pid);
+        let (from, to) = (quote_literal(&of.slot), quote_literal(&slot));
+        let sql = format!("{WATCH_CLIENT}; SELECT pg_copy_logical_replication_slot({from}, {to}, true)");
+        let copied = self.rows(&sql).await?;
+        Ok(copied.map(|_| Decoding { slot, publication: of.publication.clone() }))
+    }
+
+    /// Where the slot stands; `None` when there is none, it has no position, or its server drops slots that nobody reads for
+    /// a while: one that is read by its copy would count as such.
     pub(super) async fn standing(&mut self, decoding: &Decoding) -> Result<Option<Standing>> {
         let sql = format!(
             "SELECT restart_lsn, confirmed_flush_lsn, \
              CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
-             FROM pg_replication_slots WHERE slot_name = {} AND restart_lsn IS NOT NULL AND confirmed_flush_lsn IS NOT NULL",
+             FROM pg_replication_slots WHERE slot_name = {} AND restart_lsn IS NOT NULL AND confirmed_flush_lsn IS NOT NULL \
+             AND NOT EXISTS (SELECT FROM pg_settings WHERE name = 'idle_replication_slot_timeout' AND setting <> '0')",
             quote_literal(&decoding.slot)
         );
         let rows = self.rows(&sql).await??;
@@ -214,13 +235,14 @@ impl Replication {
         Ok(Some(Standing { restart, confirmed, flushed }))
     }
 
-    /// Asks for the slot's messages up to `upto`: the rows of a cursor, which come after the answer to COMMIT.
+    /// Asks for the slot's messages up to `upto`, and moves it there: the rows of a cursor, which come after the answer to
+    /// COMMIT.
     pub(super) async fn ask_stretch(&mut self, decoding: &Decoding, upto: Lsn, within: Duration) -> Result<()> {
         let options = options(&decoding.publication).map(|(name, value)| format!("{}, {value}", quote_literal(name)));
         // The first FETCH decodes all of it; where that takes longer, nothing was shown yet.
         let sql = format!(
-            "{}; DECLARE changes BINARY NO SCROLL CURSOR WITH HOLD FOR \
-             SELECT data FROM pg_logical_slot_peek_binary_changes({}, '{upto}', NULL, {}); \
+            "{}; SET LOCAL work_mem = '{STRETCH_MEMORY}'; DECLARE changes BINARY NO SCROLL CURSOR WITH HOLD FOR \
+             SELECT data FROM pg_logical_slot_get_binary_changes({}, '{upto}', NULL, {}); \
              FETCH 1 FROM changes; COMMIT; FETCH ALL FROM changes; CLOSE changes",
             begin(within),
             quote_literal(&decoding.slot),

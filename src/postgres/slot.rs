@@ -23,7 +23,7 @@ pub struct SlotState {
     pub two_phase: bool,
     /// Synchronised to standbys; false before version 17.
     pub failover: bool,
-    /// A session reads it now, or is between two stretches of it.
+    /// A session reads it now, or a copy of it.
     pub active: bool,
     /// That session's process.
     pub active_pid: Option<u32>,

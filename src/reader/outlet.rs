@@ -242,8 +242,8 @@ impl<S: Source> Outlet<S> {
             }
         }
         let durable = self.durable();
+        self.source.leave(durable).await?;
         if durable > self.pace.confirmed() {
-            self.source.confirm(durable, false).await?;
             failpoint::pass(failpoint::AFTER_FEEDBACK);
         }
         self.state.durable_lsn = durable;

@@ -2,24 +2,26 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+
 use crate::pair::Pair;
 use crate::replication::{read_until, tags, walsender};
 use crate::support::{Database, database, versions};
 use sitepair::config::{ConnInfo, conninfo};
 use sitepair::model::{Code, Fault, Lsn};
 use sitepair::ports::{Incoming, Source};
-use sitepair::postgres::catch_up::CatchUp;
+use sitepair::postgres::catch_up::{Backlog, CatchUp};
 use sitepair::postgres::replication::Decoding;
 use sitepair::postgres::session::{self, Session};
 use sitepair::postgres::{slot, wal};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Rows of half a kilobyte, 500 to a transaction, one transaction rolled back between each two: beyond what is streamed.
-const BACKLOG: &str = "do $$ begin for i in 1..24 loop
+/// Rows of half a kilobyte, 500 to a transaction, one transaction rolled back between each two: several stretches.
+const BACKLOG: &str = "do $$ begin for i in 1..64 loop
     insert into t select i * 1000 + g, repeat(md5((i * g)::text), 16) from generate_series(1, 500) g; commit;
     insert into t select -g, repeat('never', 100) from generate_series(1, 100) g; rollback;
-    update t set v = 'changed ' || i where id % 100 = i; commit;
+    update t set v = 'changed ' || i where id % 100 = i % 100; commit;
     perform pg_logical_emit_message(true, 'sitepair', 'beat ' || i); commit;
   end loop; end $$";
 
@@ -52,7 +54,30 @@ impl Behind {
     }
 
     async fn open(&self, slot: &str, within: Duration) -> Result<CatchUp, Fault> {
-        CatchUp::open(walsender(&self.info).await, self.decoding(slot), within).await
+        self.open_as(&self.info, slot, within).await
+    }
+
+    async fn open_as(&self, info: &ConnInfo, slot: &str, within: Duration) -> Result<CatchUp, Fault> {
+        let (application, runtime) = ("sitepair test".to_owned(), Handle::current());
+        let backlog = Backlog { info: info.clone(), application, within, runtime };
+        CatchUp::open(walsender(info).await, self.decoding(slot), backlog).await
+    }
+
+    /// Who reads the copy of a slot, once somebody does.
+    async fn ahead_pid(&self) -> String {
+        let sql = format!(
+            "select active_pid from pg_replication_slots where temporary and slot_name like 'sitepair_ahead_%' and database = '{}'",
+            self.database.name
+        );
+        let started = Instant::now();
+        loop {
+            let pid = self.database.sql(&sql);
+            if !pid.is_empty() {
+                return pid;
+            }
+            assert!(started.elapsed() < PATIENCE, "no copy of the slot");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn state(&self, slot: &str) -> slot::SlotState {
@@ -71,7 +96,7 @@ impl Behind {
 
 /// The last of the load's heartbeats and its commit.
 fn has_all(messages: &[Vec<u8>]) -> bool {
-    let last = |message: &Vec<u8>| message[0] == b'M' && message.ends_with(b"beat 24");
+    let last = |message: &Vec<u8>| message[0] == b'M' && message.ends_with(b"beat 64");
     messages.iter().rposition(last).is_some_and(|at| messages[at..].iter().any(|message| message[0] == b'C'))
 }
 
@@ -91,7 +116,7 @@ fn assert_same(version: u32, messages: &[Vec<u8>], expected: &[Vec<u8>]) {
 }
 
 /// Reads until a position is asked for, confirming nothing.
-async fn stretch(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
+async fn backlog(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
     let (mut messages, started) = (Vec::new(), Instant::now());
     loop {
         assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
@@ -100,31 +125,29 @@ async fn stretch(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
         for incoming in batch {
             match incoming {
                 Incoming::Message { body, .. } => messages.push(body.to_vec()),
-                Incoming::Keepalive { end, reply } => {
-                    assert!(reply, "a stretch's end is to be confirmed");
-                    return (messages, end);
-                }
+                Incoming::Keepalive { reply: false, .. } => {}
+                Incoming::Keepalive { end, reply: true } => return (messages, end),
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_stretch_says_what_the_stream_says_and_moves_the_slot_when_it_is_durable() {
+async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durable() {
     for (version, _) in versions() {
         let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
         let confirmed = behind.state("a").await.confirmed_flush_lsn.unwrap();
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
         let mut source = behind.open("a", PATIENCE).await.unwrap();
-        let (messages, end) = stretch(&mut source).await;
-        assert!(end >= flushed, "{version}: the stretch ends at {end}, {flushed} was flushed");
-        // Between two stretches the slot has its reader all the same, and stands where it stood.
+        let (messages, end) = backlog(&mut source).await;
+        assert!(end >= flushed, "{version}: the backlog ends at {end}, {flushed} was flushed");
+        // The slot has its reader all the same, and stands where it stood.
         let between = behind.state("a").await;
         assert!(between.active && between.active_pid.is_some(), "{version}: {between:?}");
         assert_eq!(between.confirmed_flush_lsn, Some(confirmed), "{version}");
         let second = behind.open("a", PATIENCE).await.err().map(|fault| fault.code);
         assert_eq!(second, Some(Code::SecondReader), "{version}");
-        // A position inside of the stretch moves nothing; its end does.
+        // A position inside of it moves nothing; its end does.
         source.confirm(Lsn(end.0 - 1), false).await.unwrap();
         assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(confirmed), "{version}");
         source.confirm(end, false).await.unwrap();
@@ -141,45 +164,104 @@ async fn a_stretch_says_what_the_stream_says_and_moves_the_slot_when_it_is_durab
 async fn what_was_cut_off_in_a_stretch_comes_again() {
     for (version, _) in versions() {
         let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
-        let mut source = behind.open("a", PATIENCE).await.unwrap();
-        let mut some = Vec::new();
-        while some.is_empty() {
-            source.receive(&mut some, PATIENCE).await.unwrap();
-        }
-        let pid = behind.state("a").await.active_pid.unwrap();
-        behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
-        let broken = loop {
-            if let Err(fault) = source.receive(&mut Vec::new(), PATIENCE).await {
-                break fault;
+        let expected = behind.streamed("b").await;
+        // Whoever reads the copy is gone; whoever moves the slot is.
+        for mover in [false, true] {
+            let mut source = behind.open("a", PATIENCE).await.unwrap();
+            let pid = match mover {
+                true => behind.state("a").await.active_pid.unwrap().to_string(),
+                false => behind.ahead_pid().await,
+            };
+            let mut some = Vec::new();
+            while some.is_empty() {
+                source.receive(&mut some, PATIENCE).await.unwrap();
             }
-        };
-        assert!(matches!(broken.code, Code::Unreachable | Code::ServerBusy), "{version}: {broken}");
-        drop(source);
-        let (messages, _) = stretch(&mut behind.open("a", PATIENCE).await.unwrap()).await;
-        assert_same(*version, &messages, &behind.streamed("b").await);
+            behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
+            let broken = broken(&mut source).await;
+            assert!(matches!(broken.code, Code::Unreachable | Code::ServerBusy), "{version}: {broken}");
+            drop(source);
+        }
+        let (messages, _) = backlog(&mut behind.open("a", PATIENCE).await.unwrap()).await;
+        assert_same(*version, &messages, &expected);
+    }
+}
+
+/// Reads and confirms until that fails.
+async fn broken(source: &mut CatchUp) -> Fault {
+    let started = Instant::now();
+    loop {
+        assert!(started.elapsed() < PATIENCE, "nothing broke");
+        let mut batch = Vec::new();
+        if let Err(fault) = source.receive(&mut batch, Duration::from_millis(20)).await {
+            return fault;
+        }
+        let asked = batch.iter().find_map(|incoming| match incoming {
+            Incoming::Keepalive { end, reply: true } => Some(*end),
+            Incoming::Keepalive { .. } | Incoming::Message { .. } => None,
+        });
+        if let Some(end) = asked
+            && let Err(fault) = source.confirm(end, false).await
+        {
+            return fault;
+        }
     }
 }
 
 #[tokio::test]
 async fn where_the_server_refuses_a_stretch_the_stream_takes_over() {
-    // Too long to decode; no right to.
+    const GET: &str = "pg_logical_slot_get_binary_changes(name, pg_lsn, int, text[])";
+    const COPY: &str = "pg_copy_logical_replication_slot(name, name, boolean)";
     for (version, _) in versions() {
-        let behind = Behind::new(*version, &["a", "b", "c"], BACKLOG).await;
-        let expected = behind.streamed("c").await;
+        let behind = Behind::new(*version, &["a", "b", "c", "d", "e"], BACKLOG).await;
+        let sql = |sql: &str| behind.database.sql(sql);
+        let expected = behind.streamed("e").await;
+        // Too long to decode.
         let mut source = behind.open("a", Duration::from_millis(1)).await.unwrap();
-        assert_same(*version, &read_until(&mut source, has_all).await.unwrap(), &expected);
+        assert_same(*version, &confirmed(&mut source).await, &expected);
         drop(source);
+        // No right to copy the slot; none to decode; none any more after some.
         let role = format!("{}_reader", behind.database.name);
-        let function = "pg_logical_slot_peek_binary_changes(name, pg_lsn, int, text[])";
-        behind
-            .database
-            .sql(&format!("create role {role} login replication; revoke execute on function {function} from public"));
+        sql(&format!("create role {role} login replication"));
         let info = ConnInfo { user: role.clone(), ..behind.info.clone() };
-        let opened = CatchUp::open(walsender(&info).await, behind.decoding("b"), PATIENCE).await;
-        let messages = read_until(&mut opened.unwrap(), has_all).await.unwrap();
-        assert_same(*version, &messages, &expected);
-        behind.database.sql(&format!("grant execute on function {function} to public; drop role {role}"));
+        for (slot, function) in [("b", COPY), ("c", GET), ("d", GET)] {
+            let some = slot == "d";
+            let revoke = format!("revoke execute on function {function} from public");
+            if !some {
+                sql(&revoke);
+            }
+            let mut source = behind.open_as(&info, slot, PATIENCE).await.unwrap();
+            let mut batch = Vec::new();
+            while some && batch.is_empty() {
+                source.receive(&mut batch, PATIENCE).await.unwrap();
+            }
+            if some {
+                sql(&revoke);
+            }
+            let mut messages: Vec<_> = batch.iter().filter_map(body).collect();
+            messages.append(&mut confirmed(&mut source).await);
+            assert_same(*version, &messages, &expected);
+            sql(&format!("grant execute on function {function} to public"));
+        }
+        sql(&format!("drop role {role}"));
     }
+}
+
+/// Reads all of the load, confirming what is asked for.
+async fn confirmed(source: &mut CatchUp) -> Vec<Vec<u8>> {
+    let (mut messages, started) = (Vec::new(), Instant::now());
+    while !has_all(&messages) {
+        assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
+        let mut batch = Vec::new();
+        source.receive(&mut batch, Duration::from_millis(20)).await.unwrap();
+        for incoming in batch {
+            match incoming {
+                Incoming::Message { body, .. } => messages.push(body.to_vec()),
+                Incoming::Keepalive { end, reply: true } => source.confirm(end, false).await.unwrap(),
+                Incoming::Keepalive { reply: false, .. } => {}
+            }
+        }
+    }
+    messages
 }
 
 #[tokio::test]
@@ -212,11 +294,17 @@ async fn a_reader_that_waits_in_a_stretch_holds_no_snapshot_at_the_source() {
         while some.is_empty() {
             source.receive(&mut some, PATIENCE).await.unwrap();
         }
-        let pid = behind.state("a").await.active_pid.unwrap();
-        let held = behind.database.sql(&format!(
-            "select coalesce(backend_xmin::text, '-'), coalesce(backend_xid::text, '-') from pg_stat_activity where pid = {pid}"
-        ));
-        assert_eq!(held, "-|-", "{version}");
+        // Neither who moves the slot nor who reads its copy, once it has decoded what there is room for.
+        let held = format!(
+            "select count(*) from pg_stat_activity where application_name = 'sitepair test' \
+             and datname = '{}' and (backend_xmin is not null or backend_xid is not null)",
+            behind.database.name
+        );
+        let started = Instant::now();
+        while behind.database.sql(&held) != "0" {
+            assert!(started.elapsed() < PATIENCE, "{version}: a snapshot is held");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let slots = behind.database.sql(&format!(
             "select count(*) from pg_replication_slots where active and slot_name = '{}'",
             Behind::name(&behind.database, "a")

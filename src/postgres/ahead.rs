@@ -1,0 +1,240 @@
+//! Reads a slot's backlog ahead of who takes it: stretch by stretch, over a session of its own.
+//!
+//! The server decodes a stretch, sends it, and decodes the next while this one is on its way into the topic. The slot itself
+//! must not move before the topic is durable (P1, P2), so a copy of it does: temporary, gone with the session, and never
+//! behind the slot, so that it keeps nothing at the source that the slot does not keep.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use postgres_protocol::message::backend::Message;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::login::error_fields;
+use super::replication::{Decoding, Replication, Standing};
+use super::stream::heed;
+use crate::config::ConnInfo;
+use crate::model::{Code, Fault, Lsn, Result};
+use crate::ports::Incoming;
+
+/// Less log than this is streamed.
+const LEAST_BYTES: u64 = 4 << 20;
+/// Log of a stretch: nobody should wait long for the first one, and the server's temporary files are bounded.
+const FIRST_BYTES: u64 = 8 << 20;
+const MOST_BYTES: u64 = 256 << 20;
+/// Up to here a stretch is as long as what has to be decoded again for it; beyond twice that, half as long.
+const EVEN_BYTES: u64 = 16 << 20;
+/// Decoding again costs some tenth of decoding.
+const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
+
+/// Bytes of messages that lie ready at most, in KiB; one message of any size is always let in.
+const AHEAD_KIB: u32 = 16 << 10;
+/// Bytes of messages that are handed on at once.
+const BATCH_BYTES: usize = 128 << 10;
+
+/// Where the next stretch ends; `None` where the stream serves better.
+pub(super) fn stretch(at: Standing) -> Option<Lsn> {
+    let behind = at.flushed.0.saturating_sub(at.confirmed.0);
+    let again = at.confirmed.0.saturating_sub(at.restart.0);
+    if behind < LEAST_BYTES || again > MOST_AGAIN_BYTES {
+        return None;
+    }
+    let size = again.min(EVEN_BYTES).max(again / 2).clamp(FIRST_BYTES, MOST_BYTES);
+    // What would be left is not worth a stretch of its own.
+    let all = behind < size + LEAST_BYTES;
+    Some(if all { at.flushed } else { Lsn(at.confirmed.0 + size) })
+}
+
+/// Why there are no more stretches.
+pub(super) struct Ended {
+    /// Where the last one ended; `None` where there was none.
+    pub(super) upto: Option<Lsn>,
+    /// The server's refusal, where that was the reason.
+    pub(super) refused: Option<Fault>,
+}
+
+/// What is under way; dropping it ends the reading.
+pub(super) struct Ahead {
+    batches: mpsc::UnboundedReceiver<Batch>,
+    reading: JoinSet<Result<Ended>>,
+}
+
+/// Messages, and the room that they take.
+struct Batch {
+    incoming: Vec<Incoming>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Whence and how.
+#[derive(Clone)]
+pub struct Backlog {
+    /// The source.
+    pub info: ConnInfo,
+    /// `application_name` of the session.
+    pub application: String,
+    /// How long the server may decode before it shows something.
+    pub within: Duration,
+    /// Where it is read: another thread than that of who takes it.
+    pub runtime: Handle,
+}
+
+impl Ahead {
+    /// Begins where the slot was confirmed.
+    pub(super) fn begin(backlog: &Backlog, decoding: &Decoding) -> Ahead {
+        let (sender, batches) = mpsc::unbounded_channel();
+        let mut reading = JoinSet::new();
+        reading.spawn_on(read(backlog.clone(), decoding.clone(), sender), &backlog.runtime);
+        Ahead { batches, reading }
+    }
+
+    /// Waits for messages; where there are no more, says why. Nothing is lost when the future is dropped.
+    pub(super) async fn receive(&mut self, into: &mut Vec<Incoming>) -> Result<Option<Ended>> {
+        if let Some(batch) = self.batches.recv().await {
+            into.extend(batch.incoming);
+            return Ok(None);
+        }
+        let broken = |what: String| Fault::new(Code::Io, format!("reading ahead ended: {what}"));
+        match self.reading.join_next().await {
+            Some(Ok(ended)) => ended.map(Some),
+            Some(Err(error)) => Err(broken(error.to_string())),
+            None => Err(broken("no answer".to_owned())),
+        }
+    }
+}
+
+async fn read(backlog: Backlog, slot: Decoding, batches: mpsc::UnboundedSender<Batch>) -> Result<Ended> {
+    let mut upto = None;
+    let mut session = match Replication::beside(&backlog.info, &backlog.application).await {
+        Ok(session) => session,
+        Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+    };
+    let decoding = match session.copy_slot(&slot).await? {
+        Ok(decoding) => decoding,
+        Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+    };
+    let room = Arc::new(Semaphore::new(AHEAD_KIB as usize));
+    let mut reading = Reading { session, upto: Lsn::ZERO, whole: false, ready: Vec::new(), bytes: 0, room, batches };
+    while let Some(next) = reading.session.standing(&decoding).await?.and_then(stretch) {
+        tracing::debug!(upto = %next, "catching up by a stretch");
+        reading.session.ask_stretch(&decoding, next, backlog.within).await?;
+        if let Some(refused) = reading.stretch(next).await? {
+            return Ok(Ended { upto, refused: Some(refused) });
+        }
+        upto = Some(next);
+    }
+    Ok(Ended { upto, refused: None })
+}
+
+/// The rows of a stretch on their way.
+struct Reading {
+    session: Replication,
+    upto: Lsn,
+    /// The server has all of them, and can't fail any more but by what ends the connection.
+    whole: bool,
+    ready: Vec<Incoming>,
+    bytes: usize,
+    room: Arc<Semaphore>,
+    batches: mpsc::UnboundedSender<Batch>,
+}
+
+impl Reading {
+    /// Takes a stretch to its end, or tells the server's refusal, before which nothing was handed on.
+    async fn stretch(&mut self, upto: Lsn) -> Result<Option<Fault>> {
+        (self.upto, self.whole) = (upto, false);
+        let mut refused = None;
+        loop {
+            while let Some((tag, message)) = self.session.whole_message()? {
+                match tag {
+                    b'D' => self.row(message)?,
+                    b'Z' if refused.is_some() => return Ok(refused),
+                    b'Z' => {
+                        self.ready.push(Incoming::Keepalive { end: upto, reply: false });
+                        self.hand_on().await?;
+                        return Ok(None);
+                    }
+                    _ => refused = self.other(&message)?.or(refused),
+                }
+                if self.bytes >= BATCH_BYTES {
+                    self.hand_on().await?;
+                }
+            }
+            self.hand_on().await?;
+            self.session.fill().await?;
+        }
+    }
+
+    /// DataRow of one column (PostgreSQL manual, section 55.7): length, Int16 of columns, Int32 of bytes, the value.
+    fn row(&mut self, mut message: Bytes) -> Result<()> {
+        const BEFORE_VALUE: usize = 1 + 4 + 2 + 4;
+        if message.len() < BEFORE_VALUE {
+            return Err(self.session.bad("a row without its value"));
+        }
+        message.advance(BEFORE_VALUE);
+        self.bytes += message.len();
+        self.ready.push(Incoming::Message { wal_end: self.upto, body: message });
+        Ok(())
+    }
+
+    /// The server's refusal, if that is what it says.
+    fn other(&mut self, message: &Bytes) -> Result<Option<Fault>> {
+        match self.session.parse(message)? {
+            Message::ErrorResponse(body) => {
+                let (state, words) = error_fields(&mut body.fields());
+                let fault = self.session.server_fault(&state, &words);
+                return if self.whole { Err(fault) } else { Ok(Some(fault)) };
+            }
+            Message::NoticeResponse(body) => heed(self.session.place(), &mut body.fields())?,
+            Message::CommandComplete(body) => self.whole |= body.tag().is_ok_and(|tag| tag == "COMMIT"),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Hands on what is ready once there is room for it. What the server shows before it has all of a stretch waits.
+    async fn hand_on(&mut self) -> Result<()> {
+        if !self.whole || self.ready.is_empty() {
+            return Ok(());
+        }
+        let kib = u32::try_from(self.bytes >> 10).unwrap_or(AHEAD_KIB).clamp(1, AHEAD_KIB);
+        let gone = |_| Fault::new(Code::Interrupted, "nobody takes what is read ahead");
+        let room = Arc::clone(&self.room).acquire_many_owned(kib).await.map_err(|_| gone(()))?;
+        self.bytes = 0;
+        let batch = Batch { incoming: std::mem::take(&mut self.ready), _room: room };
+        self.batches.send(batch).map_err(|_| gone(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_is_worth_what_is_decoded_again_for_it() {
+        const MB: u64 = 1 << 20;
+        let upto = |restart: u64, confirmed: u64, flushed: u64| {
+            let at = |mb: u64| Lsn(mb * MB + 7);
+            let standing = Standing { restart: at(restart), confirmed: at(confirmed), flushed: at(flushed) };
+            stretch(standing).map(|upto| (upto.0 - 7) / MB)
+        };
+        for (standing, expected) in [
+            ((100, 100, 100), None),
+            ((100, 100, 103), None),
+            ((100, 100, 104), Some(104)),
+            ((100, 100, 111), Some(111)),
+            ((100, 100, 112), Some(108)),
+            ((100, 100, 9000), Some(108)),
+            ((100, 112, 9000), Some(124)),
+            ((100, 124, 9000), Some(140)),
+            ((100, 164, 9000), Some(196)),
+            ((100, 300, 9000), Some(400)),
+            ((100, 612, 9000), Some(868)),
+            ((100, 613, 9000), None),
+            ((500, 100, 99), None),
+        ] {
+            assert_eq!(upto(standing.0, standing.1, standing.2), expected, "{standing:?}");
+        }
+    }
+}
