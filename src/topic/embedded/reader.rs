@@ -28,8 +28,7 @@ const POLL_MAX: Duration = Duration::from_millis(20);
 pub struct Reader {
     thread: Thread<View>,
     announced: watch::Receiver<Announced>,
-    // Keeps the channel between writer and readers of this process alive.
-    _bell: Arc<Bell>,
+    bell: Arc<Bell>,
     poll: Duration,
 }
 
@@ -45,7 +44,7 @@ impl Reader {
         let mut view = View { files, open: None, batch_bytes: 0 };
         view.connection()?;
         let thread = Thread::start("topic-reader", db.display().to_string(), view)?;
-        Ok(Self { thread, announced: bell.subscribe(), _bell: bell, poll: POLL_MIN })
+        Ok(Self { thread, announced: bell.subscribe(), bell, poll: POLL_MIN })
     }
 
     /// What `topic info` shows; reads a few records, whatever the size.
@@ -77,6 +76,10 @@ impl Reader {
 
 impl TopicReader for Reader {
     async fn read(&mut self, from: Offset, max_bytes: usize) -> Result<Vec<Stored>> {
+        let recent = self.bell.read(from, max_bytes);
+        if !recent.is_empty() {
+            return Ok(recent);
+        }
         self.thread.call(move |view| view.read(from.0, max_bytes)).await
     }
 

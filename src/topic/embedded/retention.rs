@@ -120,6 +120,7 @@ impl Appender {
         update.map_err(|cause| self.fault("drop old records", &cause))?;
         let (records, bytes) = (until - self.first, bytes_before - self.bytes_before_first);
         (self.first, self.bytes_before_first) = (until, bytes_before);
+        self.bell.dropped(until);
         tracing::debug!(topic = %self.files.db.display(), records, bytes, first = until, "old records dropped");
         Ok(self.dropped(records, bytes))
     }

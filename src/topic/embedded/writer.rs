@@ -132,7 +132,7 @@ impl TopicWriter for Writer {
     }
 
     async fn append(&mut self, records: Vec<Record>) -> Result<Tail> {
-        self.end = self.thread.call(move |appender| appender.append(&records)).await?;
+        self.end = self.thread.call(move |appender| appender.append(records)).await?;
         Ok(self.end.tail())
     }
 
@@ -161,7 +161,7 @@ pub struct Appender {
     identified: bool,
     /// Why this writer can't go on.
     broken: Option<Fault>,
-    bell: Arc<Bell>,
+    pub(super) bell: Arc<Bell>,
     _lock: Lock,
     /// Dropped last, which tells [`Writer::close`].
     ended: Option<oneshot::Sender<()>>,
@@ -183,7 +183,7 @@ impl Appender {
         let checkpointer = Checkpointer::start(&files)?;
         let inodes = (file::inode(&files.db), file::inode(&files.wal));
         let bell = wake::bell(&files.db);
-        bell.send_replace(Announced::Next(last.map_or(0, |last| last.offset + 1)));
+        bell.announce(Announced::Next(last.map_or(0, |last| last.offset + 1)));
         let policy = Policy::new(options, oldest);
         let id = id.to_string();
         Ok(Self {
@@ -227,14 +227,14 @@ impl Appender {
         End { last: self.last, open: self.open }
     }
 
-    fn append(&mut self, records: &[Record]) -> Result<End> {
+    fn append(&mut self, records: Vec<Record>) -> Result<End> {
         if let Some(fault) = &self.broken {
             return Err(fault.clone());
         }
         if records.is_empty() {
             return Ok(self.end_of());
         }
-        let appended = self.make_room(records).and_then(|()| {
+        let appended = self.make_room(&records).and_then(|()| {
             self.checkpointer.finish_if_asked(&self.connection);
             self.append_all(records)
         });
@@ -249,11 +249,11 @@ impl Appender {
         }
     }
 
-    fn append_all(&mut self, records: &[Record]) -> Result<()> {
+    fn append_all(&mut self, records: Vec<Record>) -> Result<()> {
         let begun = self.run("BEGIN IMMEDIATE", "begin an append");
         let appended = begun.and_then(|()| {
             self.check_writer()?;
-            let appended = self.insert(records)?;
+            let appended = self.insert(&records)?;
             self.run("COMMIT", "append")?;
             Ok(appended)
         });
@@ -268,7 +268,7 @@ impl Appender {
         (self.last, self.open, self.identified) = (Some(last), open, true);
         self.checkpointer.committed(bytes);
         self.check_files()?;
-        self.bell.send_replace(Announced::Next(last.offset + 1));
+        self.bell.appended(records, last.offset + 1);
         Ok(())
     }
 
@@ -337,7 +337,7 @@ impl Owned for Appender {
     }
 
     fn end(self) {
-        self.bell.send_replace(Announced::Nothing);
+        self.bell.announce(Announced::Nothing);
         self.checkpointer.end();
         if self.broken.is_some() {
             return;
