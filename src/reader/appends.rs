@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::failpoint;
-use crate::model::{Code, Fault, Lsn, Record, Result};
+use crate::model::{Code, Lsn, Record, Result};
 use crate::ports::{Held, TopicWriter};
 use crate::telemetry::notice;
 
@@ -71,38 +71,37 @@ impl Appends {
     pub fn room(&self, bytes: usize) -> impl Future<Output = Result<OwnedSemaphorePermit>> + Send + use<> {
         let units = u32::try_from(bytes.div_ceil(ROOM_UNIT).min(ROOM_BYTES / ROOM_UNIT)).unwrap_or(u32::MAX);
         let room = self.room.clone();
-        async move { room.acquire_many_owned(units).await.map_err(|_| ended()) }
+        async move { answered(room.acquire_many_owned(units)).await }
     }
 
     /// Hands records over, with the room they take.
-    pub fn send(&self, records: Vec<Record>, bytes: usize, room: OwnedSemaphorePermit) -> Result<()> {
-        self.jobs.send(Job::Append { records, bytes, room }).map_err(|_| ended())
+    pub fn send(&self, records: Vec<Record>, bytes: usize, room: OwnedSemaphorePermit) {
+        // Of a task that has ended nothing becomes durable, and its fault says so.
+        let _ = self.jobs.send(Job::Append { records, bytes, room });
     }
 
     /// The transaction that the topic holds with that end (P3).
     pub fn mark_at(&self, end_lsn: Lsn) -> impl Future<Output = Result<Held>> + Send + use<> {
         let (answer, asked) = oneshot::channel();
-        let sent = self.jobs.send(Job::Ask(Question::Mark { end_lsn, answer }));
-        async move {
-            sent.map_err(|_| ended())?;
-            asked.await.map_err(|_| ended())
-        }
+        let _ = self.jobs.send(Job::Ask(Question::Mark { end_lsn, answer }));
+        answered(asked)
     }
 
     /// Returns when readers of the topic can have all that was handed over.
     pub fn published(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         let (answer, asked) = oneshot::channel();
-        let sent = self.jobs.send(Job::Ask(Question::Published { answer }));
-        async move {
-            sent.map_err(|_| ended())?;
-            asked.await.map_err(|_| ended())
-        }
+        let _ = self.jobs.send(Job::Ask(Question::Published { answer }));
+        answered(asked)
     }
 }
 
-/// Only seen when the task's own fault, which says why, is on its way to the same place.
-fn ended() -> Fault {
-    Fault::new(Code::Io, "the topic's writer has ended")
+/// An answer of the task. None comes of one that has ended: its own fault, which says why, comes to who waits there, and may
+/// come later than the end of what was asked.
+async fn answered<T, E>(answer: impl Future<Output = std::result::Result<T, E>>) -> Result<T> {
+    match answer.await {
+        Ok(answer) => Ok(answer),
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn work<W: TopicWriter>(

@@ -118,10 +118,10 @@ impl<S: Source> Outlet<S> {
         let records = std::mem::take(&mut self.ready);
         self.ready_bytes = 0;
         self.handed = Instant::now();
-        match &self.appends {
-            Some(appends) => appends.send(records, bytes, room),
-            None => Ok(()),
+        if let Some(appends) = &self.appends {
+            appends.send(records, bytes, room);
         }
+        Ok(())
     }
 
     /// Hands over what is ready, unless it is a backlog of small transactions, which gathers for a moment.

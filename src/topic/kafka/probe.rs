@@ -74,6 +74,8 @@ pub struct Probe {
     patience: Duration,
     /// What was found, for the Kafka offsets `[low, high)` that were there then.
     seen: Option<(Range<i64>, Option<Whole>)>,
+    /// Of what was seen: the position and the place of the record that [`Self::mark_at`] came to last.
+    marked: Option<(Lsn, i64)>,
 }
 
 impl Owned for Probe {
@@ -92,7 +94,15 @@ impl Probe {
         let place = cluster.place();
         let made = config.create_with_context(Events::default());
         let consumer = made.map_err(|error| client::fault(&place, "set up", &error, None))?;
-        Ok(Self { consumer, topic: cluster.topic.clone(), cluster: cluster.clone(), place, patience, seen: None })
+        Ok(Self {
+            consumer,
+            topic: cluster.topic.clone(),
+            cluster: cluster.clone(),
+            place,
+            patience,
+            seen: None,
+            marked: None,
+        })
     }
 
     fn fault(&self, doing: &str, error: &KafkaError) -> Fault {
@@ -245,6 +255,7 @@ impl Probe {
             return Ok((true, whole.clone()));
         }
         let whole = self.whole(&range)?;
+        self.marked = None;
         self.seen = Some((range, whole.clone()));
         Ok((true, whole))
     }
@@ -284,6 +295,19 @@ impl Probe {
             }
         }
         Ok(best)
+    }
+
+    /// Likewise, where it is expected near the first of them.
+    fn search_near(&self, places: Range<i64>, is_so: impl Fn(&Head) -> bool) -> Result<Option<Found>> {
+        let (mut low, mut ahead) = (places.start, 0);
+        while low < places.end {
+            let place = (low + ahead).min(places.end - 1);
+            match self.record_at(place)? {
+                Some(found) if !is_so(&found.head) => (low, ahead) = (found.place + 1, ahead * 2 + 1),
+                found => return Ok(self.search(low..place, is_so)?.or(found)),
+            }
+        }
+        Ok(None)
     }
 
     /// The record at an offset that is held.
@@ -418,11 +442,17 @@ impl Probe {
         Ok(None)
     }
 
-    /// See [`crate::ports::TopicWriter::mark_at`].
+    /// See [`crate::ports::TopicWriter::mark_at`]. A reader that repeats asks for one position after the other.
     pub fn mark_at(&mut self, end_lsn: Lsn) -> Result<Held> {
         let Some(whole) = self.look()?.1 else { return Ok(Held::Nothing) };
-        let places = whole.first.place..whole.last.place + 1;
-        let Some(found) = self.search(places, |head| head.end_lsn >= end_lsn)? else { return Ok(Held::Nothing) };
+        let (start, end) = (whole.first.place, whole.last.place + 1);
+        let is_it = |head: &Head| head.end_lsn >= end_lsn;
+        let found = match self.marked {
+            Some((before, place)) if before < end_lsn => self.search_near(place + 1..end, is_it)?,
+            Some(_) | None => self.search(start..end, is_it)?,
+        };
+        let Some(found) = found else { return Ok(Held::Nothing) };
+        self.marked = Some((found.head.end_lsn, found.place));
         Ok(match found.head.stamp {
             Stamp::Last { mark, .. } if mark.end_lsn == end_lsn => Held::Whole(mark),
             Stamp::Last { .. } | Stamp::Part { .. } | Stamp::Progress { .. }

@@ -181,6 +181,17 @@ pub async fn marks_are_found_by_position<B: Backend>() {
     ] {
         assert_eq!(writer.mark_at(position).await.unwrap(), expected, "{position}");
     }
+    // As a reader asks that repeats: one after the other. Then with gaps, each time from the start.
+    writer.append(vec![last(4)]).await.unwrap();
+    for number in 5..25 {
+        writer.append(vec![part(number, 0), last(number)]).await.unwrap();
+    }
+    for gap in [1, 3, 8] {
+        for number in (1..25).step_by(gap).filter(|number| *number != 2) {
+            assert_eq!(writer.mark_at(lsn(number)).await.unwrap(), Held::Whole(mark(number)), "{number} of {gap}");
+            assert_eq!(writer.mark_at(Lsn(lsn(number).0 + 1)).await.unwrap(), Held::Nothing, "{number} of {gap}");
+        }
+    }
 }
 
 pub async fn transactions_are_found_by_position_and_time<B: Backend>() {
