@@ -83,11 +83,15 @@ impl CatchUp {
     }
 }
 
-/// Moves the slot to what is durable. Where the server refuses that, it is read again from where it stands.
+/// Moves the slot to what is durable. Where the server refuses that, it is read again from where it stands; not where it is gone,
+/// whose copy would go on and keep the log that it was dropped for.
 async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Lsn, within: Duration) -> Result<()> {
     if let Err(why) = replication.advance(decoding, durable, within).await? {
-        tracing::info!(%why, slot = %decoding.slot, "the slot stays where it is");
         replication.reset().await?;
+        if replication.standing(decoding).await?.is_none() {
+            return Err(why);
+        }
+        tracing::info!(%why, slot = %decoding.slot, "the slot stays where it is");
     }
     Ok(())
 }

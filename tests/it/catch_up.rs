@@ -84,6 +84,15 @@ impl Behind {
         slot::state(&self.session, &Self::name(&self.database, slot)).await.unwrap().unwrap()
     }
 
+    /// Waits until nobody reads a slot.
+    async fn left(&self, slot: &str) {
+        let started = Instant::now();
+        while self.state(slot).await.active {
+            assert!(started.elapsed() < PATIENCE, "slot {slot} is still read");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What a walsender sends of the backlog.
     async fn streamed(&self, slot: &str) -> Vec<Vec<u8>> {
         let name = Self::name(&self.database, slot);
@@ -180,6 +189,7 @@ async fn what_was_cut_off_in_a_stretch_comes_again() {
             let broken = broken(&mut source).await;
             assert!(matches!(broken.code, Code::Unreachable | Code::ServerBusy), "{version}: {broken}");
             drop(source);
+            behind.left("a").await;
         }
         let (messages, _) = backlog(&mut behind.open("a", PATIENCE).await.unwrap()).await;
         assert_same(*version, &messages, &expected);
@@ -262,6 +272,22 @@ async fn confirmed(source: &mut CatchUp) -> Vec<Vec<u8>> {
         }
     }
     messages
+}
+
+#[tokio::test]
+async fn a_slot_that_was_dropped_meanwhile_is_not_read_on_by_its_copy() {
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
+        // What the server refuses is done later, where the slot is still there.
+        let stood = behind.state("b").await.confirmed_flush_lsn.unwrap();
+        let mut source = behind.open("b", PATIENCE).await.unwrap();
+        source.leave(Lsn(stood.0 - 1)).await.unwrap();
+        let stood = behind.state("a").await.confirmed_flush_lsn.unwrap();
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        behind.database.sql(&format!("select pg_drop_replication_slot('{}')", Behind::name(&behind.database, "a")));
+        let gone = source.leave(stood).await.map_err(|fault| fault.what);
+        assert!(gone.as_ref().is_err_and(|what| what.contains("does not exist")), "{version}: {gone:?}");
+    }
 }
 
 #[tokio::test]
