@@ -29,20 +29,25 @@ const MOST_BYTES: u64 = 256 << 20;
 const EVEN_BYTES: u64 = 16 << 20;
 /// Decoding again costs some tenth of decoding.
 const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
+const MOST_AGAIN_UNSEEN_BYTES: u64 = MOST_BYTES / 2;
 
 /// Bytes of messages that lie ready at most, in KiB; one message of any size is always let in.
 const AHEAD_KIB: u32 = 16 << 10;
 /// Bytes of messages that are handed on at once.
 const BATCH_BYTES: usize = 128 << 10;
 
-/// Where the next stretch ends; `None` where the stream serves better.
-pub(super) fn stretch(at: Standing) -> Option<Lsn> {
+/// Where the next stretch ends; `None` where the stream serves better. The one before has `shown` something.
+///
+/// One that shows nothing may be of a transaction that goes on, which the next decodes from its beginning: longer ones then,
+/// and few.
+pub(super) fn stretch(at: Standing, shown: bool) -> Option<Lsn> {
     let behind = at.flushed.0.saturating_sub(at.confirmed.0);
     let again = at.confirmed.0.saturating_sub(at.restart.0);
-    if behind < LEAST_BYTES || again > MOST_AGAIN_BYTES {
+    if behind < LEAST_BYTES || again > if shown { MOST_AGAIN_BYTES } else { MOST_AGAIN_UNSEEN_BYTES } {
         return None;
     }
-    let size = again.min(EVEN_BYTES).max(again / 2).clamp(FIRST_BYTES, MOST_BYTES);
+    let size = if shown { again.min(EVEN_BYTES).max(again / 2) } else { 4 * again };
+    let size = size.clamp(FIRST_BYTES, MOST_BYTES);
     // What would be left is not worth a stretch of its own.
     let all = behind < size + LEAST_BYTES;
     Some(if all { at.flushed } else { Lsn(at.confirmed.0 + size) })
@@ -117,12 +122,14 @@ async fn read(backlog: Backlog, slot: Decoding, batches: mpsc::UnboundedSender<B
     };
     let room = Arc::new(Semaphore::new(AHEAD_KIB as usize));
     let mut reading = Reading { session, upto: Lsn::ZERO, whole: false, ready: Vec::new(), bytes: 0, room, batches };
-    while let Some(next) = reading.session.standing(&decoding).await?.and_then(stretch) {
+    let mut shown = true;
+    while let Some(next) = reading.session.standing(&decoding).await?.and_then(|at| stretch(at, shown)) {
         tracing::debug!(upto = %next, "catching up by a stretch");
         reading.session.ask_stretch(&decoding, next, backlog.within).await?;
-        if let Some(refused) = reading.stretch(next).await? {
-            return Ok(Ended { upto, refused: Some(refused) });
-        }
+        shown = match reading.stretch(next).await? {
+            Ok(messages) => messages > 0,
+            Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+        };
         upto = Some(next);
     }
     Ok(Ended { upto, refused: None })
@@ -141,19 +148,25 @@ struct Reading {
 }
 
 impl Reading {
-    /// Takes a stretch to its end, or tells the server's refusal, before which nothing was handed on.
-    async fn stretch(&mut self, upto: Lsn) -> Result<Option<Fault>> {
+    /// Takes a stretch to its end and gives the number of its messages, or the server's refusal, before which nothing was handed
+    /// on.
+    async fn stretch(&mut self, upto: Lsn) -> Result<std::result::Result<u64, Fault>> {
         (self.upto, self.whole) = (upto, false);
-        let mut refused = None;
+        let (mut messages, mut refused) = (0, None);
         loop {
             while let Some((tag, message)) = self.session.whole_message()? {
                 match tag {
-                    b'D' => self.row(message)?,
-                    b'Z' if refused.is_some() => return Ok(refused),
+                    b'D' => {
+                        messages += 1;
+                        self.row(message)?;
+                    }
                     b'Z' => {
+                        if let Some(refused) = refused {
+                            return Ok(Err(refused));
+                        }
                         self.ready.push(Incoming::Keepalive { end: upto, reply: false });
                         self.hand_on().await?;
-                        return Ok(None);
+                        return Ok(Ok(messages));
                     }
                     _ => refused = self.other(&message)?.or(refused),
                 }
@@ -217,22 +230,24 @@ mod tests {
         let upto = |restart: u64, confirmed: u64, flushed: u64| {
             let at = |mb: u64| Lsn(mb * MB + 7);
             let standing = Standing { restart: at(restart), confirmed: at(confirmed), flushed: at(flushed) };
-            stretch(standing).map(|upto| (upto.0 - 7) / MB)
+            [true, false].map(|shown| stretch(standing, shown).map(|upto| (upto.0 - 7) / MB))
         };
+        // (restart, confirmed, flushed) -> end, after a stretch that has shown something, and after one that has not
         for (standing, expected) in [
-            ((100, 100, 100), None),
-            ((100, 100, 103), None),
-            ((100, 100, 104), Some(104)),
-            ((100, 100, 111), Some(111)),
-            ((100, 100, 112), Some(108)),
-            ((100, 100, 9000), Some(108)),
-            ((100, 112, 9000), Some(124)),
-            ((100, 124, 9000), Some(140)),
-            ((100, 164, 9000), Some(196)),
-            ((100, 300, 9000), Some(400)),
-            ((100, 612, 9000), Some(868)),
-            ((100, 613, 9000), None),
-            ((500, 100, 99), None),
+            ((100, 100, 100), [None, None]),
+            ((100, 100, 103), [None, None]),
+            ((100, 100, 104), [Some(104), Some(104)]),
+            ((100, 100, 111), [Some(111), Some(111)]),
+            ((100, 100, 112), [Some(108), Some(108)]),
+            ((100, 100, 9000), [Some(108), Some(108)]),
+            ((100, 112, 9000), [Some(124), Some(160)]),
+            ((100, 124, 9000), [Some(140), Some(220)]),
+            ((100, 164, 9000), [Some(196), Some(420)]),
+            ((100, 228, 9000), [Some(292), Some(484)]),
+            ((100, 229, 9000), [Some(293), None]),
+            ((100, 612, 9000), [Some(868), None]),
+            ((100, 613, 9000), [None, None]),
+            ((500, 100, 99), [None, None]),
         ] {
             assert_eq!(upto(standing.0, standing.1, standing.2), expected, "{standing:?}");
         }

@@ -60,7 +60,11 @@ impl CatchUp {
         if !replication.claim(&decoding).await? {
             return Err(Fault::new(Code::SecondReader, format!("slot \"{}\" is in use", decoding.slot)));
         }
-        let phase = next(replication, decoding.clone(), backlog.clone()).await?;
+        let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, true)).is_some() {
+            Phase::Ahead { replication, ahead: Ahead::begin(&backlog, &decoding), moved: Instant::now() }
+        } else {
+            stream(replication, decoding.clone(), None).await?
+        };
         Ok(CatchUp { phase, decoding, backlog })
     }
 
@@ -94,15 +98,6 @@ async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Ls
         tracing::info!(%why, slot = %decoding.slot, "the slot stays where it is");
     }
     Ok(())
-}
-
-/// The backlog, or the stream.
-async fn next(mut replication: Replication, decoding: Decoding, backlog: Backlog) -> Result<Phase> {
-    if replication.standing(&decoding).await?.and_then(stretch).is_none() {
-        return stream(replication, decoding, None).await;
-    }
-    let ahead = Ahead::begin(&backlog, &decoding);
-    Ok(Phase::Ahead { replication, ahead, moved: Instant::now() })
 }
 
 /// The stream, maybe after the server has refused something else.
@@ -139,11 +134,7 @@ impl Source for CatchUp {
         match self.take() {
             Phase::Received { mut replication, upto, refused } if durable >= upto => {
                 replication.advance(&self.decoding, durable, self.backlog.within).await??;
-                let (decoding, backlog) = (self.decoding.clone(), self.backlog.clone());
-                self.phase = Phase::Between(match refused {
-                    Some(_) => Box::pin(stream(replication, decoding, refused)),
-                    None => Box::pin(next(replication, decoding, backlog)),
-                });
+                self.phase = Phase::Between(Box::pin(stream(replication, self.decoding.clone(), refused)));
             }
             Phase::Ahead { mut replication, ahead, mut moved } => {
                 if moved.elapsed() >= MOVE_EVERY {

@@ -300,11 +300,17 @@ async fn a_lost_publication_is_never_taken_for_no_changes() {
         let fault = loop {
             assert!(started.elapsed() < PATIENCE, "{version}: no fault; {messages}");
             let mut batch = Vec::new();
-            if let Err(fault) = source.receive(&mut batch, PATIENCE).await {
+            if let Err(fault) = source.receive(&mut batch, Duration::from_millis(20)).await {
                 break fault;
             }
             let bodies: Vec<_> = batch.iter().filter_map(body).collect();
             messages += &tags(&bodies);
+            // Other databases' log may fill a stretch before it is met.
+            for incoming in batch {
+                if let Incoming::Keepalive { end, reply: true } = incoming {
+                    source.confirm(end, false).await.unwrap();
+                }
+            }
         };
         assert!(messages.matches('I').count() <= 1, "{version}: {messages}");
         assert_eq!(fault.code, Code::PublicationLost, "{version}: {fault}");
