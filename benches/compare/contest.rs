@@ -64,9 +64,13 @@ impl Contestant {
         }
         all.extend(builds.iter().map(|build| Sitepair(*build, Topic::Embedded)));
         all.extend([Topic::Relaxed, Topic::Peer].map(|topic| Sitepair(Build::This, topic)));
-        if kafka::jars().is_some() {
-            all.push(Sitepair(Build::This, Topic::Kafka));
-        }
+        all
+    }
+
+    /// All who take part where there is a broker.
+    pub fn by_broker() -> Vec<Self> {
+        use Contestant::*;
+        let mut all = vec![Native, Sitepair(Build::This, Topic::Embedded), Sitepair(Build::This, Topic::Kafka)];
         if debezium::jars().is_some() {
             all.push(Debezium);
         }

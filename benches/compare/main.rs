@@ -11,7 +11,8 @@
 //! | `SITEPAIR_BENCH_PG` | versions to play | `18,15` |
 //! | `SITEPAIR_BENCH_SCALE` | size of the workloads; 1 is a million rows | `0.2` |
 //! | `SITEPAIR_BENCH_RUNS` | runs of each contestant | `3` |
-//! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency`, `growth` | all |
+//! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency`, `growth`, `brokers` | all |
+//! | `SITEPAIR_BENCH_BROKER_SCALE` | size of the workloads that are played by brokers, on the first server only | `0.1` |
 //! | `SITEPAIR_BENCH_BACKLOG_GB` | WAL of the growth part's backlog; needs some 5 times that of disk | `1` |
 //! | `SITEPAIR_BENCH_SECONDS` | length of each latency load | `10` |
 //! | `SITEPAIR_BENCH_OTHER` | another build of sitepair, which plays too (not in the latency part) | none |
@@ -42,6 +43,9 @@ use latency::Latency;
 use report::Entry;
 use stage::{Build, DATABASE, EMBEDDED, OBJECT, RELAXED, Sql, Stage, Topic};
 use workload::Workload;
+
+/// Workloads that are played by brokers.
+const BY_BROKER: [&str; 4] = ["bulk", "small", "spread", "mixed"];
 
 /// Rates of the latency part, transactions a second.
 const RATES: [u64; 3] = [100, 1000, 5000];
@@ -76,7 +80,7 @@ fn main() {
         let stage = Stage::start(&bin);
         versions.push(stage.version.clone());
         for workload in workload::all(scale).iter().filter(|workload| wants(workload.name)) {
-            entries.extend(play(&stage, workload, runs));
+            entries.extend(play(&stage, workload, &Contestant::of(workload, &stage), runs, 0));
         }
         if wants("latency") {
             latencies.extend(measure_latency(&stage));
@@ -89,9 +93,11 @@ fn main() {
     println!("{head}");
     if !entries.is_empty() {
         let plot = "![speed relative to native logical replication](benchmarks.svg)";
-        let kafka = kafka::jars().map(|jars| kafka::words(&jars) + "\n").unwrap_or_default();
-        let debezium = debezium::jars().map(|jars| debezium::words(&jars) + "\n").unwrap_or_default();
-        write("throughput", &format!("{head}{kafka}{debezium}\n{plot}\n\n{}", report::throughput(&entries)));
+        write("throughput", &format!("{head}\n{plot}\n\n{}", report::throughput(&entries)));
+        if publishes() {
+            let plot = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.svg");
+            std::fs::write(plot, report::plot(&entries)).expect("writable");
+        }
     }
     if !latencies.is_empty() {
         write("latency", &format!("{head}\n{}", report::latency(&latencies)));
@@ -99,24 +105,41 @@ fn main() {
     if !steps.is_empty() {
         write("growth", &format!("{head}\n{}", growth::table(&steps)));
     }
-    if !entries.is_empty() && variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
-        let plot = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.svg");
-        std::fs::write(plot, report::plot(&entries)).expect("writable");
+    if let Some(jars) = kafka::jars().filter(|_| wants("brokers")) {
+        brokers(&jars, runs);
     }
+}
+
+/// What Kafka carries, on the first server.
+fn brokers(jars: &[PathBuf], runs: usize) {
+    let scale: f64 = variable("SITEPAIR_BENCH_BROKER_SCALE", "0.1").parse().expect("the brokers' scale is a number");
+    let (busy, mut entries) = (load_average(), Vec::new());
+    let stage = Stage::start(&servers()[0]);
+    for workload in workload::all(scale).iter().filter(|workload| BY_BROKER.contains(&workload.name)) {
+        entries.extend(play(&stage, workload, &Contestant::by_broker(), runs, runs));
+    }
+    let head = head(std::slice::from_ref(&stage.version), scale, runs, &busy);
+    let kafka = kafka::words(jars);
+    let debezium = debezium::jars().map(|jars| debezium::words(&jars)).unwrap_or_default();
+    write("brokers", &format!("{head}{kafka}\n{debezium}\n\n{}", report::brokers(&entries)));
+}
+
+/// The page is written.
+fn publishes() -> bool {
+    variable("SITEPAIR_BENCH_DOCS", "1") != "0"
 }
 
 fn write(part: &str, text: &str) {
     println!("{text}");
-    if variable("SITEPAIR_BENCH_DOCS", "1") != "0" {
+    if publishes() {
         page::put(part, text);
     }
 }
 
-/// All contestants in turn, `runs` times.
-fn play(stage: &Stage, workload: &Workload, runs: usize) -> Vec<Entry> {
-    let scene = Scene::set(stage, workload, runs);
+/// All contestants in turn, `runs` times; with a broker for so many runs by Kafka.
+fn play(stage: &Stage, workload: &Workload, contestants: &[Contestant], runs: usize, kafka_runs: usize) -> Vec<Entry> {
+    let scene = Scene::set(stage, workload, kafka_runs);
     println!("PostgreSQL {}: {} (made in {:.1} s)", stage.version, workload.title, scene.load_s);
-    let contestants = Contestant::of(workload, stage);
     let entry = |contestant: &Contestant| Entry {
         version: stage.version.clone(),
         workload: workload.name.to_owned(),

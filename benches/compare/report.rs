@@ -70,30 +70,49 @@ fn scenes(entries: &[Entry]) -> Vec<&Entry> {
     scenes
 }
 
+/// One ratio of medians: whose, and to whose.
+type Ratio = (&'static str, Contestant, Contestant);
+
+const EMBEDDED: Contestant = Contestant::Sitepair(Build::This, Topic::Embedded);
+const KAFKA: Contestant = Contestant::Sitepair(Build::This, Topic::Kafka);
+
 /// The tables of the throughput part.
 pub fn throughput(entries: &[Entry]) -> String {
+    let relaxed = Contestant::Sitepair(Build::This, Topic::Relaxed);
+    tables(
+        entries,
+        &[
+            ("reader / pg_recvlogical", Contestant::Reader(Build::This), Contestant::Recvlogical),
+            ("slot to target / native", EMBEDDED, Contestant::Native),
+            ("the same, both synchronous_commit off", relaxed, Contestant::Native),
+            ("slot to target / pg_recvlogical", EMBEDDED, Contestant::Recvlogical),
+            ("replay / native", Contestant::Replay(Build::This), Contestant::Native),
+        ],
+    )
+}
+
+/// The tables of the part with brokers.
+pub fn brokers(entries: &[Entry]) -> String {
+    tables(
+        entries,
+        &[
+            ("slot to target by Kafka / Debezium", KAFKA, Contestant::Debezium),
+            ("slot to target, embedded topic / Debezium", EMBEDDED, Contestant::Debezium),
+            ("slot to target by Kafka / native", KAFKA, Contestant::Native),
+        ],
+    )
+}
+
+fn tables(entries: &[Entry], ratios: &[Ratio]) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "### Ratios of medians: above 1 is faster than the other\n");
-    let _ = writeln!(
-        out,
-        "| server | workload | reader / pg_recvlogical | slot to target / native | the same, both synchronous_commit off | slot to target / pg_recvlogical | replay / native | slot to target by Kafka / Debezium |\n|---|---|---|---|---|---|---|---|"
-    );
+    let titles: Vec<_> = ratios.iter().map(|(title, ..)| *title).collect();
+    let _ = writeln!(out, "| server | workload | {} |\n|---|---|{}", titles.join(" | "), "---|".repeat(ratios.len()));
     for scene in scenes(entries) {
-        let of = |one: Contestant, to: Contestant| {
-            find(entries, scene, one).map_or(String::new(), |one| ratio(entries, one, to))
-        };
-        let _ = writeln!(
-            out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
-            scene.version,
-            scene.workload,
-            of(Contestant::Reader(Build::This), Contestant::Recvlogical),
-            of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Native),
-            of(Contestant::Sitepair(Build::This, Topic::Relaxed), Contestant::Native),
-            of(Contestant::Sitepair(Build::This, Topic::Embedded), Contestant::Recvlogical),
-            of(Contestant::Replay(Build::This), Contestant::Native),
-            of(Contestant::Sitepair(Build::This, Topic::Kafka), Contestant::Debezium),
-        );
+        let of =
+            |(_, one, to): &Ratio| find(entries, scene, *one).map_or(String::new(), |one| ratio(entries, one, *to));
+        let values: Vec<_> = ratios.iter().map(of).collect();
+        let _ = writeln!(out, "| {} | {} | {} |", scene.version, scene.workload, values.join(" | "));
     }
     for scene in scenes(entries) {
         let _ = writeln!(out, "\n### PostgreSQL {}: {}\n", scene.version, scene.title);
@@ -112,7 +131,7 @@ pub fn throughput(entries: &[Entry]) -> String {
 /// What the broker took, and what of Debezium's runs is not in its line.
 fn beside(entries: &[Entry], scene: &Entry) -> String {
     let mut out = String::new();
-    for contestant in [Contestant::Sitepair(Build::This, Topic::Kafka), Contestant::Debezium] {
+    for contestant in [KAFKA, Contestant::Debezium] {
         let Some(entry) = find(entries, scene, contestant) else { continue };
         let run = entry.typical();
         let broker = run.usage.by_kind.get("broker").cloned().unwrap_or_default();
@@ -184,14 +203,12 @@ pub fn latency(all: &[Latency]) -> String {
 const BAR: f64 = 11.0;
 const LEFT: f64 = 190.0;
 const WIDTH: f64 = 560.0;
-const COLOURS: [(Contestant, &str); 7] = [
+const COLOURS: [(Contestant, &str); 5] = [
     (Contestant::Recvlogical, "#9aa5b1"),
     (Contestant::Native, "#52606d"),
     (Contestant::Reader(Build::This), "#7cc4fa"),
-    (Contestant::Sitepair(Build::This, Topic::Embedded), "#127fbf"),
+    (EMBEDDED, "#127fbf"),
     (Contestant::Replay(Build::This), "#f0b429"),
-    (Contestant::Sitepair(Build::This, Topic::Kafka), "#65d6ad"),
-    (Contestant::Debezium, "#ef8354"),
 ];
 
 /// Rows per second, by workload, relative to native replication.
