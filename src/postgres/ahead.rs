@@ -29,6 +29,7 @@ const MOST_BYTES: u64 = 256 << 20;
 const EVEN_BYTES: u64 = 16 << 20;
 /// Decoding again costs some tenth of decoding.
 const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
+/// The same after a stretch that has shown nothing, where it is mostly wasted.
 const MOST_AGAIN_UNSEEN_BYTES: u64 = MOST_BYTES / 2;
 
 /// Bytes of messages that lie ready at most, in KiB; one message of any size is always let in.
@@ -212,11 +213,11 @@ impl Reading {
             return Ok(());
         }
         let kib = u32::try_from(self.bytes >> 10).unwrap_or(AHEAD_KIB).clamp(1, AHEAD_KIB);
-        let gone = |_| Fault::new(Code::Interrupted, "nobody takes what is read ahead");
-        let room = Arc::clone(&self.room).acquire_many_owned(kib).await.map_err(|_| gone(()))?;
+        let gone = || Fault::new(Code::Interrupted, "nobody takes what is read ahead");
+        let room = Arc::clone(&self.room).acquire_many_owned(kib).await.map_err(|_| gone())?;
         self.bytes = 0;
         let batch = Batch { incoming: std::mem::take(&mut self.ready), _room: room };
-        self.batches.send(batch).map_err(|_| gone(()))
+        self.batches.send(batch).map_err(|_| gone())
     }
 }
 

@@ -124,19 +124,58 @@ fn assert_same(version: u32, messages: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!((first, messages.len()), (None, expected.len()), "{version}");
 }
 
+/// What a source says next: messages, and the position that it asks for.
+async fn next(source: &mut CatchUp) -> Result<(Vec<Vec<u8>>, Option<Lsn>), Fault> {
+    let (mut batch, mut asked) = (Vec::new(), None);
+    source.receive(&mut batch, Duration::from_millis(20)).await?;
+    for incoming in &batch {
+        if let Incoming::Keepalive { end, reply: true } = incoming {
+            asked = Some(*end);
+        }
+    }
+    Ok((batch.iter().filter_map(body).collect(), asked))
+}
+
+/// The same, confirming what is asked for.
+async fn confirmed(source: &mut CatchUp) -> Result<Vec<Vec<u8>>, Fault> {
+    let (messages, asked) = next(source).await?;
+    if let Some(end) = asked {
+        source.confirm(end, false).await?;
+    }
+    Ok(messages)
+}
+
 /// Reads until a position is asked for, confirming nothing.
 async fn backlog(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
     let (mut messages, started) = (Vec::new(), Instant::now());
     loop {
         assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
-        let mut batch = Vec::new();
-        source.receive(&mut batch, Duration::from_millis(20)).await.unwrap();
-        for incoming in batch {
-            match incoming {
-                Incoming::Message { body, .. } => messages.push(body.to_vec()),
-                Incoming::Keepalive { reply: false, .. } => {}
-                Incoming::Keepalive { end, reply: true } => return (messages, end),
-            }
+        let (mut more, asked) = next(source).await.unwrap();
+        messages.append(&mut more);
+        if let Some(end) = asked {
+            return (messages, end);
+        }
+    }
+}
+
+/// Reads all of the load, confirming what is asked for.
+async fn load(source: &mut CatchUp) -> Vec<Vec<u8>> {
+    let (mut messages, started) = (Vec::new(), Instant::now());
+    while !has_all(&messages) {
+        assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
+        messages.append(&mut confirmed(source).await.unwrap());
+    }
+    messages
+}
+
+/// Reads and confirms until that fails; the messages before, and why.
+async fn broken(source: &mut CatchUp) -> (Vec<Vec<u8>>, Fault) {
+    let (mut messages, started) = (Vec::new(), Instant::now());
+    loop {
+        assert!(started.elapsed() < PATIENCE, "nothing broke; {}", tags(&messages));
+        match confirmed(source).await {
+            Ok(mut more) => messages.append(&mut more),
+            Err(fault) => return (messages, fault),
         }
     }
 }
@@ -186,34 +225,13 @@ async fn what_was_cut_off_in_a_stretch_comes_again() {
                 source.receive(&mut some, PATIENCE).await.unwrap();
             }
             behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
-            let broken = broken(&mut source).await;
+            let (_, broken) = broken(&mut source).await;
             assert!(matches!(broken.code, Code::Unreachable | Code::ServerBusy), "{version}: {broken}");
             drop(source);
             behind.left("a").await;
         }
         let (messages, _) = backlog(&mut behind.open("a", PATIENCE).await.unwrap()).await;
         assert_same(*version, &messages, &expected);
-    }
-}
-
-/// Reads and confirms until that fails.
-async fn broken(source: &mut CatchUp) -> Fault {
-    let started = Instant::now();
-    loop {
-        assert!(started.elapsed() < PATIENCE, "nothing broke");
-        let mut batch = Vec::new();
-        if let Err(fault) = source.receive(&mut batch, Duration::from_millis(20)).await {
-            return fault;
-        }
-        let asked = batch.iter().find_map(|incoming| match incoming {
-            Incoming::Keepalive { end, reply: true } => Some(*end),
-            Incoming::Keepalive { .. } | Incoming::Message { .. } => None,
-        });
-        if let Some(end) = asked
-            && let Err(fault) = source.confirm(end, false).await
-        {
-            return fault;
-        }
     }
 }
 
@@ -227,7 +245,7 @@ async fn where_the_server_refuses_a_stretch_the_stream_takes_over() {
         let expected = behind.streamed("e").await;
         // Too long to decode.
         let mut source = behind.open("a", Duration::from_millis(1)).await.unwrap();
-        assert_same(*version, &confirmed(&mut source).await, &expected);
+        assert_same(*version, &load(&mut source).await, &expected);
         drop(source);
         // No right to copy the slot; none to decode; none any more after some.
         let role = format!("{}_reader", behind.database.name);
@@ -248,30 +266,12 @@ async fn where_the_server_refuses_a_stretch_the_stream_takes_over() {
                 sql(&revoke);
             }
             let mut messages: Vec<_> = batch.iter().filter_map(body).collect();
-            messages.append(&mut confirmed(&mut source).await);
+            messages.append(&mut load(&mut source).await);
             assert_same(*version, &messages, &expected);
             sql(&format!("grant execute on function {function} to public"));
         }
         sql(&format!("drop role {role}"));
     }
-}
-
-/// Reads all of the load, confirming what is asked for.
-async fn confirmed(source: &mut CatchUp) -> Vec<Vec<u8>> {
-    let (mut messages, started) = (Vec::new(), Instant::now());
-    while !has_all(&messages) {
-        assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
-        let mut batch = Vec::new();
-        source.receive(&mut batch, Duration::from_millis(20)).await.unwrap();
-        for incoming in batch {
-            match incoming {
-                Incoming::Message { body, .. } => messages.push(body.to_vec()),
-                Incoming::Keepalive { end, reply: true } => source.confirm(end, false).await.unwrap(),
-                Incoming::Keepalive { reply: false, .. } => {}
-            }
-        }
-    }
-    messages
 }
 
 #[tokio::test]
@@ -295,23 +295,9 @@ async fn a_lost_publication_is_never_taken_for_no_changes() {
     for (version, _) in versions() {
         let load = format!("insert into t values (1, 'published'); drop publication p; {BACKLOG}");
         let behind = Behind::new(*version, &["a"], &load).await;
-        let (mut source, mut messages) = (behind.open("a", PATIENCE).await.unwrap(), String::new());
-        let started = Instant::now();
-        let fault = loop {
-            assert!(started.elapsed() < PATIENCE, "{version}: no fault; {messages}");
-            let mut batch = Vec::new();
-            if let Err(fault) = source.receive(&mut batch, Duration::from_millis(20)).await {
-                break fault;
-            }
-            let bodies: Vec<_> = batch.iter().filter_map(body).collect();
-            messages += &tags(&bodies);
-            // Other databases' log may fill a stretch before it is met.
-            for incoming in batch {
-                if let Incoming::Keepalive { end, reply: true } = incoming {
-                    source.confirm(end, false).await.unwrap();
-                }
-            }
-        };
+        // Other databases' log may fill a stretch before it is met.
+        let (messages, fault) = broken(&mut behind.open("a", PATIENCE).await.unwrap()).await;
+        let messages = tags(&messages);
         assert!(messages.matches('I').count() <= 1, "{version}: {messages}");
         assert_eq!(fault.code, Code::PublicationLost, "{version}: {fault}");
     }

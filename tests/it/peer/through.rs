@@ -118,17 +118,23 @@ fn rows_that_were_there_before_come_through_the_topic() {
     }
 }
 
+/// Copies go through the topic; that of `later` waits for a column.
+fn with_a_table_that_waits(version: u32) -> Pair {
+    let pair = pair(version);
+    through_topic(&pair);
+    let later = "create table later (k text primary key, v text, w int)";
+    pair.source.sql(&format!("{later}; insert into later select n::text, 'v', n from generate_series(1, 3000) n"));
+    pair.target.sql(later);
+    pair.deploy();
+    pair.target.sql("alter table later drop column w");
+    pair
+}
+
 /// It goes where the target's node sees no more than its own file, and nothing waits for it; it may come back.
 #[test]
 fn a_table_that_leaves_the_file_while_it_is_copied_is_forgotten() {
     for version in both_ends() {
-        let pair = pair(version);
-        through_topic(&pair);
-        let later = "create table later (k text primary key, v text, w int)";
-        pair.source.sql(&format!("{later}; insert into later select n::text, 'v', n from generate_series(1, 3000) n"));
-        pair.target.sql(later);
-        pair.deploy();
-        pair.target.sql("alter table later drop column w");
+        let pair = with_a_table_that_waits(version);
         let file = std::fs::read_to_string(&pair.file).expect("readable");
         let mut a = pair.daemon(&["--site", "a"], &[]);
         let mut b = blind(&pair, "");
@@ -171,13 +177,7 @@ fn a_table_that_leaves_the_file_while_it_is_copied_is_forgotten() {
 #[test]
 fn a_table_that_only_the_targets_file_drops_is_asked_for_again() {
     for version in both_ends() {
-        let pair = pair(version);
-        through_topic(&pair);
-        let later = "create table later (k text primary key, v text, w int)";
-        pair.source.sql(&format!("{later}; insert into later select n::text, 'v', n from generate_series(1, 3000) n"));
-        pair.target.sql(later);
-        pair.deploy();
-        pair.target.sql("alter table later drop column w");
+        let pair = with_a_table_that_waits(version);
         let mut a = pair.daemon(&["--site", "a"], &[]);
         let mut b = blind(&pair, "");
         let state = "select state || ' ' || coalesce(reason, '') from sitepair.table_state where table_name = 'later'";
