@@ -252,6 +252,7 @@ impl Run {
             in_turn: std::collections::HashMap::new(),
             colliding: std::collections::HashMap::new(),
             present: std::collections::HashMap::new(),
+            by_text: std::collections::HashMap::new(),
             parked_tables: parked.tables(),
             displaced,
         };

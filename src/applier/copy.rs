@@ -1,7 +1,8 @@
 //! Rows that are new to the target, by COPY: after the horizon, and where they are many.
 //!
 //! COPY writes rows page by page and looks for no conflict, so it costs the server about half of what an upsert does. Where
-//! a row is there all the same (somebody wrote at the target), it fails; the unit is tried again without it.
+//! a row is there all the same (somebody wrote at the target), it fails; the unit is tried again without it. It is in binary
+//! where all columns can be ([`Binary`]); where a value can't, the unit is tried again by text.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,39 +11,80 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
 use tokio_postgres::Error;
 
+use super::binary::{self, Binary};
 use super::table::TargetColumn;
 use super::target::{Culprit, Failure};
 use super::write::{View, Writer};
 use crate::model::Datum;
 
-/// Text that is sent at once.
+/// What is sent at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 impl Writer {
     /// Copies the final rows of these slots.
     pub async fn copy(&mut self, view: View<'_>, slots: &[u32]) -> Result<(), Failure> {
-        let failure = |error: Error| match Failure::of(&error, &view.table.relation.table) {
+        let name = &view.table.relation.table;
+        let failure = |error: Error| match Failure::of(&error, name) {
             Failure::Data(culprit) => Failure::Data(Culprit { copied: true, ..culprit }),
             other @ (Failure::Stale(_) | Failure::Fault(_)) => other,
         };
         let columns: Vec<&TargetColumn> = view.table.inserted().collect();
-        let statement = self.target.prepare(&view.table.copy()).await.map_err(failure)?;
+        let kinds = if self.by_text.contains_key(name) { None } else { kinds(&columns) };
+        let statement = self.target.prepare(&view.table.copy(kinds.is_some())).await.map_err(failure)?;
         let session = Arc::clone(&self.target.session);
         let mut sink = pin!(session.copy_in::<_, Bytes>(&statement).await.map_err(failure)?);
-        let mut text = BytesMut::with_capacity(2 * CHUNK_BYTES);
+        let mut data = BytesMut::with_capacity(2 * CHUNK_BYTES);
+        if kinds.is_some() {
+            data.put_slice(binary::HEADER);
+        }
         for slot in slots {
             let row = view.row(*slot);
-            line(columns.iter().map(|column| &row[column.position]), &mut text);
-            if text.len() >= CHUNK_BYTES {
-                sink.feed(text.split().freeze()).await.map_err(failure)?;
-                text.reserve(2 * CHUNK_BYTES);
+            let values = columns.iter().map(|column| &row[column.position]);
+            match &kinds {
+                None => line(values, &mut data),
+                Some(kinds) if tuple(values.zip(kinds), &mut data) => {}
+                // Dropped unfinished, the COPY fails.
+                Some(_) => return Err(Failure::Data(unfit(view))),
+            }
+            if data.len() >= CHUNK_BYTES {
+                sink.feed(data.split().freeze()).await.map_err(failure)?;
+                data.reserve(2 * CHUNK_BYTES);
             }
         }
-        if !text.is_empty() {
-            sink.feed(text.freeze()).await.map_err(failure)?;
+        if kinds.is_some() {
+            data.put_slice(binary::TRAILER);
+        }
+        if !data.is_empty() {
+            sink.feed(data.freeze()).await.map_err(failure)?;
         }
         sink.finish().await.map(|_| ()).map_err(failure)
     }
+}
+
+/// How the columns travel in binary, if all of them can.
+fn kinds(columns: &[&TargetColumn]) -> Option<Vec<Binary>> {
+    columns.iter().map(|column| column.binary).collect()
+}
+
+/// A value is not of the form that binary needs.
+fn unfit(view: View<'_>) -> Culprit {
+    let (table, sqlstate) = (view.table.relation.table.clone(), String::new());
+    let what = "a value can't be copied in binary".to_owned();
+    Culprit { table, sqlstate, what, collision: false, copied: true, unrouted: false }
+}
+
+/// A row in COPY's binary format (PostgreSQL manual, COPY, "Binary Format"); false where a value does not fit.
+fn tuple<'a>(values: impl ExactSizeIterator<Item = (&'a Datum, &'a Binary)>, out: &mut BytesMut) -> bool {
+    // A table has at most 1,600 columns.
+    out.put_i16(values.len() as i16);
+    for (value, binary) in values {
+        match value.as_bytes() {
+            None => out.put_i32(-1),
+            Some(text) if binary.put(text, out) => {}
+            Some(_) => return false,
+        }
+    }
+    true
 }
 
 /// A row in COPY's text format (PostgreSQL manual, COPY, "Text Format").

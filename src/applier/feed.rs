@@ -19,7 +19,7 @@ use crate::ports::{Goal, TopicReader};
 use crate::wire::record::{ShapeCache, decode};
 
 /// Bodies read at once.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 2 << 20;
 /// Longest wait for a record; waits end early when one comes.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// A transaction whose next part does not come is rolled back after this long, so that it holds no locks, and read again

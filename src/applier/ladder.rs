@@ -312,8 +312,7 @@ impl Ladder {
                 },
                 Failure::Data(culprit) => {
                     self.writer.target.batch(frame.undo()).await?;
-                    if culprit.collision && culprit.copied {
-                        self.writer.remember_presence(&culprit.table);
+                    if culprit.copied && self.writer.remember_copy(&culprit) {
                         continue;
                     }
                     if culprit.collision && self.writer.remember_collision(&culprit.table) {

@@ -16,6 +16,7 @@ use crate::config::{ConnInfo, OnError, SynchronousCommit, TruncatePolicy};
 use crate::model::{FlowIdentity, FlowName, Offset, TableName, Track};
 
 mod apply;
+pub mod binary;
 mod chain;
 pub mod checkpoint;
 mod copy;

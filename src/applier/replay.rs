@@ -171,6 +171,7 @@ pub async fn replay<R: TopicReader>(
         in_turn: HashMap::new(),
         colliding: HashMap::new(),
         present: HashMap::new(),
+        by_text: HashMap::new(),
         parked_tables: parked.tables(),
         displaced: true,
     };

@@ -104,9 +104,10 @@ impl Table {
 
     /// Inserts whole rows that are new; they come as COPY's text. An identity column takes the value given, GENERATED ALWAYS
     /// or not.
-    pub fn copy(&self) -> String {
+    pub fn copy(&self, binary: bool) -> String {
         let names = join(self.inserted().map(|column| column.name.clone()), ", ");
-        format!("COPY {} ({names}) FROM STDIN", self.sql)
+        let format = if binary { " (FORMAT binary)" } else { "" };
+        format!("COPY {} ({names}) FROM STDIN{format}", self.sql)
     }
 
     /// Updates some columns in place; parameters: key columns, then `present`. Where none can be set, counts the rows.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::binary::Binary;
 use crate::model::catalog::{CatalogColumn, CatalogTable, Collation, Generation};
 use crate::model::names::quote_ident;
 use crate::model::{Code, Column, Fault, Relation, Result, TableName};
@@ -25,8 +26,10 @@ pub(super) struct TargetColumn {
     pub inserted: bool,
     /// Takes part in SET: not GENERATED ALWAYS AS IDENTITY either (A4).
     pub set: bool,
-    /// How its values travel.
+    /// How its values travel as a parameter.
     pub form: Form,
+    /// How they travel by COPY, where they can in binary.
+    pub binary: Option<Binary>,
     /// The equality operator of the key's index.
     pub equals: String,
 }
@@ -373,6 +376,7 @@ impl Catalog {
             inserted: !computed,
             set: !(computed || identity || column.key && equal_means_identical(target)),
             form,
+            binary: Binary::of(target),
             equals: self.equalities.get(&target.base_type_oid).cloned().unwrap_or(plain_equals),
         }
     }

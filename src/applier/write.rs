@@ -20,6 +20,9 @@ const COLLIDING_GROUPS: u32 = 100;
 /// Groups for which a table whose new rows were there already is written without COPY.
 const PRESENT_GROUPS: u32 = 100;
 
+/// Groups for which a table that COPY in binary failed for is copied by text.
+const BY_TEXT_GROUPS: u32 = 100;
+
 /// What writes, between transactions.
 pub(super) struct Writer {
     pub target: Target,
@@ -35,6 +38,8 @@ pub(super) struct Writer {
     pub colliding: HashMap<TableName, u32>,
     /// Tables whose new rows were there already, and for how many groups that is remembered.
     pub present: HashMap<TableName, u32>,
+    /// Tables that COPY in binary failed for, likewise.
+    pub by_text: HashMap<TableName, u32>,
     /// Tables with parked rows.
     pub parked_tables: HashSet<TableName>,
     /// There may be rows in `sitepair.displaced`.
@@ -157,14 +162,18 @@ impl Writer {
         sorted || self.colliding.insert(table.clone(), COLLIDING_GROUPS).is_none()
     }
 
-    /// Remembers that COPY met rows that are there already.
-    pub fn remember_presence(&mut self, table: &TableName) {
-        self.present.insert(table.clone(), PRESENT_GROUPS);
+    /// Remembers what COPY met: rows that are there already, or values that it can't take in binary; false when neither can be
+    /// the reason any more.
+    pub fn remember_copy(&mut self, culprit: &Culprit) -> bool {
+        if culprit.collision {
+            return self.present.insert(culprit.table.clone(), PRESENT_GROUPS).is_none();
+        }
+        self.by_text.insert(culprit.table.clone(), BY_TEXT_GROUPS).is_none()
     }
 
     /// A group was committed.
     pub fn forget_collisions(&mut self) {
-        for remembered in [&mut self.in_turn, &mut self.colliding, &mut self.present] {
+        for remembered in [&mut self.in_turn, &mut self.colliding, &mut self.present, &mut self.by_text] {
             remembered.retain(|_, groups| {
                 *groups -= 1;
                 *groups > 0

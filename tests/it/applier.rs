@@ -1,5 +1,6 @@
 //! The applier on real servers: what it writes, what it refuses, where it goes on.
 
+mod binary;
 mod collide;
 mod copy;
 mod drift;
