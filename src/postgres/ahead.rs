@@ -30,24 +30,48 @@ const EVEN_BYTES: u64 = 16 << 20;
 /// Decoding again costs some tenth of decoding.
 const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
 /// The same after a stretch that has shown nothing, where it is mostly wasted.
-const MOST_AGAIN_UNSEEN_BYTES: u64 = MOST_BYTES / 2;
+const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * FIRST_BYTES;
+/// Messages that are larger on average cost a walsender less than the server's temporary files.
+const LARGE_MESSAGE_BYTES: u64 = 1024;
 
 /// Bytes of messages that lie ready at most, in KiB; one message of any size is always let in.
-const AHEAD_KIB: u32 = 16 << 10;
+const AHEAD_KIB: u32 = 8 << 10;
 /// Bytes of messages that are handed on at once.
 const BATCH_BYTES: usize = 128 << 10;
 
-/// Where the next stretch ends; `None` where the stream serves better. The one before has `shown` something.
-///
-/// One that shows nothing may be of a transaction that goes on, which the next decodes from its beginning: longer ones then,
-/// and few.
-pub(super) fn stretch(at: Standing, shown: bool) -> Option<Lsn> {
+/// What the stretch before has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// There was none, or it was worth its while.
+    Enough,
+    /// It may be of a transaction that goes on, which the next one decodes from its beginning: a longer one then, and but one.
+    Nothing,
+    /// Large messages.
+    Large,
+}
+
+impl Shown {
+    fn of(messages: u64, bytes: u64) -> Self {
+        match messages {
+            0 => Self::Nothing,
+            _ if bytes / messages >= LARGE_MESSAGE_BYTES => Self::Large,
+            _ => Self::Enough,
+        }
+    }
+}
+
+/// Where the next stretch ends; `None` where the stream serves better.
+pub(super) fn stretch(at: Standing, shown: Shown) -> Option<Lsn> {
     let behind = at.flushed.0.saturating_sub(at.confirmed.0);
     let again = at.confirmed.0.saturating_sub(at.restart.0);
-    if behind < LEAST_BYTES || again > if shown { MOST_AGAIN_BYTES } else { MOST_AGAIN_UNSEEN_BYTES } {
+    let (most, size) = match shown {
+        Shown::Enough => (MOST_AGAIN_BYTES, again.min(EVEN_BYTES).max(again / 2)),
+        Shown::Nothing => (MOST_AGAIN_UNSEEN_BYTES, 4 * again),
+        Shown::Large => return None,
+    };
+    if behind < LEAST_BYTES || again > most {
         return None;
     }
-    let size = if shown { again.min(EVEN_BYTES).max(again / 2) } else { 4 * again };
     let size = size.clamp(FIRST_BYTES, MOST_BYTES);
     // What would be left is not worth a stretch of its own.
     let all = behind < size + LEAST_BYTES;
@@ -123,12 +147,12 @@ async fn read(backlog: Backlog, slot: Decoding, batches: mpsc::UnboundedSender<B
     };
     let room = Arc::new(Semaphore::new(AHEAD_KIB as usize));
     let mut reading = Reading { session, upto: Lsn::ZERO, whole: false, ready: Vec::new(), bytes: 0, room, batches };
-    let mut shown = true;
+    let mut shown = Shown::Enough;
     while let Some(next) = reading.session.standing(&decoding).await?.and_then(|at| stretch(at, shown)) {
         tracing::debug!(upto = %next, "catching up by a stretch");
         reading.session.ask_stretch(&decoding, next, backlog.within).await?;
         shown = match reading.stretch(next).await? {
-            Ok(messages) => messages > 0,
+            Ok(shown) => shown,
             Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
         };
         upto = Some(next);
@@ -149,16 +173,15 @@ struct Reading {
 }
 
 impl Reading {
-    /// Takes a stretch to its end and gives the number of its messages, or the server's refusal, before which nothing was handed
-    /// on.
-    async fn stretch(&mut self, upto: Lsn) -> Result<std::result::Result<u64, Fault>> {
+    /// Takes a stretch to its end and says what it has shown, or the server's refusal, before which nothing was handed on.
+    async fn stretch(&mut self, upto: Lsn) -> Result<std::result::Result<Shown, Fault>> {
         (self.upto, self.whole) = (upto, false);
-        let (mut messages, mut refused) = (0, None);
+        let (mut messages, mut bytes, mut refused) = (0, 0, None);
         loop {
             while let Some((tag, message)) = self.session.whole_message()? {
                 match tag {
                     b'D' => {
-                        messages += 1;
+                        (messages, bytes) = (messages + 1, bytes + message.len() as u64);
                         self.row(message)?;
                     }
                     b'Z' => {
@@ -167,7 +190,7 @@ impl Reading {
                         }
                         self.ready.push(Incoming::Keepalive { end: upto, reply: false });
                         self.hand_on().await?;
-                        return Ok(Ok(messages));
+                        return Ok(Ok(Shown::of(messages, bytes)));
                     }
                     _ => refused = self.other(&message)?.or(refused),
                 }
@@ -231,7 +254,8 @@ mod tests {
         let upto = |restart: u64, confirmed: u64, flushed: u64| {
             let at = |mb: u64| Lsn(mb * MB + 7);
             let standing = Standing { restart: at(restart), confirmed: at(confirmed), flushed: at(flushed) };
-            [true, false].map(|shown| stretch(standing, shown).map(|upto| (upto.0 - 7) / MB))
+            assert_eq!(stretch(standing, Shown::of(1000, 1000 * LARGE_MESSAGE_BYTES)), None);
+            [Shown::of(1, 9), Shown::of(0, 0)].map(|shown| stretch(standing, shown).map(|upto| (upto.0 - 7) / MB))
         };
         // (restart, confirmed, flushed) -> end, after a stretch that has shown something, and after one that has not
         for (standing, expected) in [
@@ -243,8 +267,9 @@ mod tests {
             ((100, 100, 9000), [Some(108), Some(108)]),
             ((100, 112, 9000), [Some(124), Some(160)]),
             ((100, 124, 9000), [Some(140), Some(220)]),
-            ((100, 164, 9000), [Some(196), Some(420)]),
-            ((100, 228, 9000), [Some(292), Some(484)]),
+            ((100, 132, 9000), [Some(148), Some(260)]),
+            ((100, 133, 9000), [Some(149), None]),
+            ((100, 164, 9000), [Some(196), None]),
             ((100, 229, 9000), [Some(293), None]),
             ((100, 612, 9000), [Some(868), None]),
             ((100, 613, 9000), [None, None]),

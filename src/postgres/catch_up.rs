@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 
 pub use super::ahead::Backlog;
-use super::ahead::{Ahead, Ended, stretch};
+use super::ahead::{Ahead, Ended, Shown, stretch};
 use super::replication::{Decoding, Replication};
 use super::stream::Stream;
 use crate::model::{Code, Fault, Lsn, Result};
@@ -60,7 +60,7 @@ impl CatchUp {
         if !replication.claim(&decoding).await? {
             return Err(Fault::new(Code::SecondReader, format!("slot \"{}\" is in use", decoding.slot)));
         }
-        let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, true)).is_some() {
+        let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, Shown::Enough)).is_some() {
             Phase::Ahead { replication, ahead: Ahead::begin(&backlog, &decoding), moved: Instant::now() }
         } else {
             stream(replication, decoding.clone(), None).await?

@@ -20,6 +20,9 @@ use crate::ports::{Incoming, Source};
 use crate::telemetry::notice;
 use crate::wire::replication::{Frame, parse, status_update};
 
+/// From here on other tasks don't wait for a pause too.
+const LONG_PAUSE: Duration = Duration::from_millis(2);
+
 /// See the module.
 pub struct Stream {
     channel: Channel,
@@ -136,7 +139,9 @@ impl Source for Stream {
                 let large = self.channel.make_room().map_err(|error| self.bad(&error.to_string()))?;
                 let pause = self.gather.pause(Instant::now());
                 // The rest of a large message is in the server's socket already, or will be by one send.
-                if !large && !pause.is_zero() {
+                if !large && pause >= LONG_PAUSE {
+                    tokio::time::sleep(pause).await;
+                } else if !large && !pause.is_zero() {
                     // tokio's timer counts whole milliseconds, which is too long here; other tasks wait as briefly.
                     std::thread::sleep(pause);
                 }
