@@ -10,6 +10,7 @@
 //! | `SITEPAIR_BENCH_DEBEZIUM` | Kafka Connect's and Debezium's jars, as `tests/setup/debezium` fetched them | none: it does not play |
 //! | `SITEPAIR_BENCH_PG` | versions to play | `18,15` |
 //! | `SITEPAIR_BENCH_SCALE` | size of the workloads; 1 is a million rows | `0.2` |
+//! | `SITEPAIR_BENCH_LARGE_SCALE` | the same for the one large transaction, which takes the longest | that of all |
 //! | `SITEPAIR_BENCH_RUNS` | runs of each contestant | `3` |
 //! | `SITEPAIR_BENCH_ONLY` | workloads, `bulk,hot`; or `latency`, `growth`, `brokers` | all |
 //! | `SITEPAIR_BENCH_BROKER_SCALE` | size of the workloads that are played by brokers, on the first server only | `0.1` |
@@ -70,6 +71,8 @@ fn main() {
         return;
     }
     let scale: f64 = variable("SITEPAIR_BENCH_SCALE", "0.2").parse().expect("SITEPAIR_BENCH_SCALE is a number");
+    let large = variable("SITEPAIR_BENCH_LARGE_SCALE", &scale.to_string());
+    let large: f64 = large.parse().expect("SITEPAIR_BENCH_LARGE_SCALE is a number");
     let runs: usize = variable("SITEPAIR_BENCH_RUNS", "3").parse().expect("SITEPAIR_BENCH_RUNS is a number");
     let only = std::env::var("SITEPAIR_BENCH_ONLY").ok();
     let wants = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
@@ -79,7 +82,7 @@ fn main() {
     for bin in servers() {
         let stage = Stage::start(&bin);
         versions.push(stage.version.clone());
-        for workload in workload::all(scale).iter().filter(|workload| wants(workload.name)) {
+        for workload in workload::all(scale, large).iter().filter(|workload| wants(workload.name)) {
             entries.extend(play(&stage, workload, &Contestant::of(workload, &stage), runs, 0));
         }
         if wants("latency") {
@@ -115,7 +118,7 @@ fn brokers(jars: &[PathBuf], runs: usize) {
     let scale: f64 = variable("SITEPAIR_BENCH_BROKER_SCALE", "0.1").parse().expect("the brokers' scale is a number");
     let (busy, mut entries) = (load_average(), Vec::new());
     let stage = Stage::start(&servers()[0]);
-    for workload in workload::all(scale).iter().filter(|workload| BY_BROKER.contains(&workload.name)) {
+    for workload in workload::all(scale, scale).iter().filter(|workload| BY_BROKER.contains(&workload.name)) {
         entries.extend(play(&stage, workload, &Contestant::by_broker(), runs, runs));
     }
     let head = head(std::slice::from_ref(&stage.version), scale, runs, &busy);

@@ -153,7 +153,8 @@ fn label(home: Home, title: &str) -> String {
         Home::Client => "client",
         Home::Broker => "broker",
         _ if !title.starts_with("postgres: ") => STARTING,
-        Home::Source if title.contains(" walsender ") || title.starts_with("postgres: walsender") => "walsender",
+        // Walsenders, and sessions that decode by SQL.
+        Home::Source if title.contains(" 127.0.0.1(") => "source, sessions",
         Home::Source => "source, other",
         Home::Target if title.contains(" apply worker") || title.contains(" parallel worker") => "target, apply",
         Home::Target if title.contains(" 127.0.0.1(") => "target, apply",

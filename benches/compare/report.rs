@@ -118,7 +118,7 @@ fn tables(entries: &[Entry], ratios: &[Ratio]) -> String {
         let _ = writeln!(out, "\n### PostgreSQL {}: {}\n", scene.version, scene.title);
         let _ = writeln!(
             out,
-            "| | s (min to max) | rows/s | × pg_recvlogical | × native | CPU s: walsender | client | target | client peak MB | client wrote MB | target WAL MB | loopback MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+            "| | s (min to max) | rows/s | × pg_recvlogical | × native | CPU s: source | client | target | client peak MB | client wrote MB | target WAL MB | loopback MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
         );
         for entry in entries.iter().filter(|one| (&one.version, &one.workload) == (&scene.version, &scene.workload)) {
             out.push_str(&line(entries, entry));
@@ -167,7 +167,7 @@ fn line(entries: &[Entry], entry: &Entry) -> String {
         entry.rate(),
         ratio(entries, entry, Contestant::Recvlogical),
         ratio(entries, entry, Contestant::Native),
-        entry.cpu("walsender"),
+        entry.cpu("source, sessions"),
         entry.cpu("client"),
         entry.cpu("target, apply") + entry.cpu("target, other"),
         mb(client.peak_bytes),

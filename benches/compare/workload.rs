@@ -99,10 +99,11 @@ fn update(what: &str) -> String {
     )
 }
 
-/// All workloads; `scale` 1 is the full size.
-pub fn all(scale: f64) -> Vec<Workload> {
-    let of = |rows: u64| ((rows as f64 * scale) as u64).max(200);
-    let (bulk, small, tx, large) = (of(1_000_000), of(200_000), of(100_000), of(5_000_000));
+/// All workloads, and the scale of the one large transaction; 1 is the full size.
+pub fn all(scale: f64, large_scale: f64) -> Vec<Workload> {
+    let of = |rows: u64, scale: f64| ((rows as f64 * scale) as u64).max(200);
+    let (bulk, small, tx) = (of(1_000_000, scale), of(200_000, scale), of(100_000, scale));
+    let large = of(5_000_000, large_scale);
     let hot = (small / 200).max(10);
     let one = "insert into account values (i, i % 50, '+358' || (400000000 + i), 'Customer number ' || i, \
          'user' || i || '@example.org', 'active', (i % 10000) / 100.0, clock_timestamp(), null)";

@@ -125,14 +125,22 @@ fn digits(text: &[u8]) -> Option<i32> {
     fits.then(|| text.iter().fold(0, |number, digit| number * 10 + i32::from(digit - b'0')))
 }
 
-/// `YYYY-MM-DD`, infinity included, as days since 2000-01-01. The server has proven that there is such a day.
+/// `YYYY-MM-DD`, infinity included, as days since 2000-01-01. The column may have been of another type at the source, so that
+/// there need not be such a day.
 fn days(text: &[u8]) -> Option<i32> {
     match text {
         b"infinity" => Some(i32::MAX),
         b"-infinity" => Some(i32::MIN),
         &[ref year @ .., b'-', m1, m2, b'-', d1, d2] if year.len() == 4 => {
             let (year, month, day) = (digits(year)?, digits(&[m1, m2])?, digits(&[d1, d2])?);
-            if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let last = match month {
+                2 => 28 + i32::from(leap),
+                4 | 6 | 9 | 11 => 30,
+                1..=12 => 31,
+                _ => return None,
+            };
+            if year == 0 || !(1..=last).contains(&day) {
                 return None;
             }
             // From 0000-03-01 on a leap day is the last of its year.
@@ -263,7 +271,17 @@ mod tests {
                     "today",
                 ],
             ),
-            (Timestamp, vec!["2026-01-01", "2026-01-01 00:00", "2026-01-01T00:00:00", "2026-01-01 24:00:00"]),
+            (Date, vec!["0000-01-01", "2026-02-29", "1900-02-29", "2026-04-31", "2026-01-00", "2026-00-01"]),
+            (
+                Timestamp,
+                vec![
+                    "2026-02-30 00:00:00",
+                    "2026-01-01",
+                    "2026-01-01 00:00",
+                    "2026-01-01T00:00:00",
+                    "2026-01-01 24:00:00",
+                ],
+            ),
             (Timestamp, vec!["2026-01-01 00:00:00+00", "2026-01-01 00:00:60", "2026-01-01 00:00:00.", "now"]),
             (Timestamp, vec!["2026-01-01 00:00:00.1234567", "0001-01-01 00:00:00 BC", "Infinity", "éééééééééé"]),
             (Timestamptz, vec!["2026-01-01 00:00:00", "2026-01-01 00:00:00+01", "2026-01-01 00:00:00+00 BC", "+00"]),

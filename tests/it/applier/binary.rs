@@ -5,6 +5,7 @@ use bytes::BytesMut;
 use super::{Pair, versions};
 use crate::support::database;
 use sitepair::applier::binary::Binary;
+use sitepair::model::Code;
 
 /// A type's name and send function, how it travels, random values of it as an expression over `g`, and extremes.
 type Kind = (&'static str, &'static str, Binary, &'static str, &'static [&'static str]);
@@ -187,6 +188,21 @@ async fn rows_come_in_binary_where_all_their_values_can() {
             assert_eq!(how(&pair), "COPY", "{value}: by text, the copy in binary was taken back");
         }
         pair.assert_journal();
+    }
+}
+
+/// A day that there is not, in a column that is a text at the source, is refused as it always was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_is_no_value_is_refused_as_by_text() {
+    for version in versions() {
+        let (source, target) =
+            ("create table t (id int primary key, a text)", "create table t (id int primary key, a date)");
+        let mut pair = Pair::with(version, source, target).await;
+        pair.source.sql("insert into t select g, case g when 50 then '2026-02-30' else '2026-02-28' end from generate_series(1, 100) g");
+        pair.pull().await;
+        let fault = pair.try_apply().await.unwrap_err();
+        assert_eq!(fault.code, Code::DataError);
+        assert_eq!(pair.target.sql("select count(*) from t"), "0");
     }
 }
 
