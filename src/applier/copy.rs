@@ -13,7 +13,7 @@ use tokio_postgres::Error;
 
 use super::binary::{self, Binary};
 use super::table::TargetColumn;
-use super::target::{Culprit, Failure};
+use super::target::{CopyFormat, Culprit, Failure};
 use super::write::{View, Writer};
 use crate::model::Datum;
 
@@ -24,13 +24,15 @@ impl Writer {
     /// Copies the final rows of these slots.
     pub async fn copy(&mut self, view: View<'_>, slots: &[u32]) -> Result<(), Failure> {
         let name = &view.table.relation.table;
-        let failure = |error: Error| match Failure::of(&error, name) {
-            Failure::Data(culprit) => Failure::Data(Culprit { copied: true, ..culprit }),
-            other @ (Failure::Stale(_) | Failure::Fault(_)) => other,
-        };
         let columns: Vec<&TargetColumn> = view.table.inserted().collect();
         let kinds = if self.by_text.contains_key(name) { None } else { kinds(&columns) };
-        let statement = self.target.prepare(&view.table.copy(kinds.is_some())).await.map_err(failure)?;
+        let format = if kinds.is_some() { CopyFormat::Binary } else { CopyFormat::Text };
+        let copied = |culprit| Failure::Data(Culprit { copied: Some(format), ..culprit });
+        let failure = |error: Error| match Failure::of(&error, name) {
+            Failure::Data(culprit) => copied(culprit),
+            other @ (Failure::Stale(_) | Failure::Fault(_)) => other,
+        };
+        let statement = self.target.prepare(&view.table.copy(format)).await.map_err(failure)?;
         let session = Arc::clone(&self.target.session);
         let mut sink = pin!(session.copy_in::<_, Bytes>(&statement).await.map_err(failure)?);
         let mut data = BytesMut::with_capacity(2 * CHUNK_BYTES);
@@ -44,7 +46,7 @@ impl Writer {
                 None => line(values, &mut data),
                 Some(kinds) if tuple(values.zip(kinds), &mut data) => {}
                 // Dropped unfinished, the COPY fails.
-                Some(_) => return Err(Failure::Data(unfit(view))),
+                Some(_) => return Err(copied(Culprit::ours(name, "a value can't be copied in binary"))),
             }
             if data.len() >= CHUNK_BYTES {
                 sink.feed(data.split().freeze()).await.map_err(failure)?;
@@ -64,13 +66,6 @@ impl Writer {
 /// How the columns travel in binary, if all of them can.
 fn kinds(columns: &[&TargetColumn]) -> Option<Vec<Binary>> {
     columns.iter().map(|column| column.binary).collect()
-}
-
-/// A value is not of the form that binary needs.
-fn unfit(view: View<'_>) -> Culprit {
-    let (table, sqlstate) = (view.table.relation.table.clone(), String::new());
-    let what = "a value can't be copied in binary".to_owned();
-    Culprit { table, sqlstate, what, collision: false, copied: true, unrouted: false }
 }
 
 /// A row in COPY's binary format (PostgreSQL manual, COPY, "Binary Format"); false where a value does not fit.

@@ -312,7 +312,7 @@ impl Ladder {
                 },
                 Failure::Data(culprit) => {
                     self.writer.target.batch(frame.undo()).await?;
-                    if culprit.copied && self.writer.remember_copy(&culprit) {
+                    if self.writer.remember_copy(&culprit) {
                         continue;
                     }
                     if culprit.collision && self.writer.remember_collision(&culprit.table) {

@@ -4,6 +4,7 @@
 //! row filter or an index expression, whose columns are unqualified, means the table's columns.
 
 use super::table::{Form, OtherIndex, Table, TargetColumn};
+use super::target::CopyFormat;
 use crate::model::names::{quote_ident, quote_literal};
 use crate::postgres::image;
 
@@ -104,9 +105,12 @@ impl Table {
 
     /// Inserts whole rows that are new; they come as COPY's text. An identity column takes the value given, GENERATED ALWAYS
     /// or not.
-    pub fn copy(&self, binary: bool) -> String {
+    pub fn copy(&self, format: CopyFormat) -> String {
         let names = join(self.inserted().map(|column| column.name.clone()), ", ");
-        let format = if binary { " (FORMAT binary)" } else { "" };
+        let format = match format {
+            CopyFormat::Text => "",
+            CopyFormat::Binary => " (FORMAT binary)",
+        };
         format!("COPY {} ({names}) FROM STDIN{format}", self.sql)
     }
 

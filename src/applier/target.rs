@@ -59,6 +59,13 @@ pub(super) enum Failure {
     Fault(Fault),
 }
 
+/// How a COPY carries rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CopyFormat {
+    Text,
+    Binary,
+}
+
 /// What the server said about rows of a table.
 #[derive(Debug, Clone)]
 pub(super) struct Culprit {
@@ -68,13 +75,19 @@ pub(super) struct Culprit {
     pub what: String,
     /// A value that must be unique is not, or rows exclude each other.
     pub collision: bool,
-    /// It was COPY that met it.
-    pub copied: bool,
+    /// The COPY that met it, if one did.
+    pub copied: Option<CopyFormat>,
     /// No partition takes the row.
     pub unrouted: bool,
 }
 
 impl Culprit {
+    /// Found before the server was asked.
+    pub fn ours(table: &TableName, what: &str) -> Self {
+        let (table, sqlstate, what) = (table.clone(), String::new(), what.to_owned());
+        Self { table, sqlstate, what, collision: false, copied: None, unrouted: false }
+    }
+
     /// The value itself was refused, or was missing: the table may have another shape than the record.
     pub fn may_be_drift(&self) -> bool {
         self.unrouted
@@ -101,7 +114,7 @@ impl Failure {
             // A CHECK of the table or of a domain has a name.
             let named = error.as_db_error().is_some_and(|words| words.constraint().is_some());
             let unrouted = *state == SqlState::CHECK_VIOLATION && !named;
-            return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: false, unrouted });
+            return Failure::Data(Culprit { table, sqlstate, what: fault.what, collision, copied: None, unrouted });
         }
         // "cached plan must not change result type"; no operator for the types that two columns have by now; a key that is
         // deferrable by now is no arbiter of ON CONFLICT

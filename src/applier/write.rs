@@ -10,7 +10,7 @@ use super::reduce::{Counts, Plan, Stage, State, TableChanges};
 use super::select::{Selection, Ways, select};
 use super::shadow::Shadow;
 use super::table::{Form, Table, TargetColumn};
-use super::target::{Culprit, Failure, Item, Target};
+use super::target::{CopyFormat, Culprit, Failure, Item, Target};
 use crate::config::TruncatePolicy;
 use crate::horizon::{Horizon, Missing, Reserve};
 use crate::model::{Change, Code, Datum, Fault, Lsn, Offset, Relation, TableName, Track};
@@ -19,7 +19,6 @@ use crate::model::{Change, Code, Datum, Fault, Lsn, Offset, Relation, TableName,
 const COLLIDING_GROUPS: u32 = 100;
 /// Groups for which a table whose new rows were there already is written without COPY.
 const PRESENT_GROUPS: u32 = 100;
-
 /// Groups for which a table that COPY in binary failed for is copied by text.
 const BY_TEXT_GROUPS: u32 = 100;
 
@@ -162,13 +161,16 @@ impl Writer {
         sorted || self.colliding.insert(table.clone(), COLLIDING_GROUPS).is_none()
     }
 
-    /// Remembers what COPY met: rows that are there already, or values that it can't take in binary; false when neither can be
-    /// the reason any more.
+    /// Remembers what a COPY met: rows that are there already, or values that it can't take in binary; false where it was
+    /// neither.
     pub fn remember_copy(&mut self, culprit: &Culprit) -> bool {
-        if culprit.collision {
-            return self.present.insert(culprit.table.clone(), PRESENT_GROUPS).is_none();
-        }
-        self.by_text.insert(culprit.table.clone(), BY_TEXT_GROUPS).is_none()
+        let (remembered, groups) = match culprit.copied {
+            Some(_) if culprit.collision => (&mut self.present, PRESENT_GROUPS),
+            Some(CopyFormat::Binary) => (&mut self.by_text, BY_TEXT_GROUPS),
+            Some(CopyFormat::Text) | None => return false,
+        };
+        remembered.insert(culprit.table.clone(), groups);
+        true
     }
 
     /// A group was committed.
@@ -342,16 +344,8 @@ impl Writer {
             // Images are recalled before it comes to this.
             Missing::Recall | Missing::Unresolved if slots.is_empty() => {}
             Missing::Recall | Missing::Unresolved => {
-                let what = "an update without all values found no row, and the source is out of reach".to_owned();
-                let (table, sqlstate) = (name.clone(), String::new());
-                return Err(Failure::Data(Culprit {
-                    table,
-                    sqlstate,
-                    what,
-                    collision: false,
-                    copied: false,
-                    unrouted: false,
-                }));
+                let what = "an update without all values found no row, and the source is out of reach";
+                return Err(Failure::Data(Culprit::ours(name, what)));
             }
         }
         let keys: Vec<Vec<&Datum>> = slots.iter().map(|slot| view.key(*slot)).collect();

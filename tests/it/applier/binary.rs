@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::copy::{WORD, notes};
 use super::{Pair, versions};
 use crate::support::database;
 use sitepair::applier::binary::Binary;
@@ -149,21 +150,17 @@ fn schema() -> String {
     format!("{mood}; create table t (id int primary key, {})", columns.join(", "))
 }
 
-/// With a note, at the target, of the formats in which rows came.
-const NOTES: &str = "; create table public.noted (how text); create function note() returns trigger language plpgsql as $$ begin \
-     insert into public.noted select coalesce(substring(current_query() from 'FORMAT binary'), substring(current_query() from '^\\w+')); \
-     return null; end $$; create trigger note after insert on t for each statement execute function note(); \
-     alter table t enable always trigger note";
-
+/// The formats in which rows came.
 fn how(pair: &Pair) -> String {
-    pair.target.sql("with gone as (delete from noted returning how) select string_agg(how, ' ') from gone")
+    pair.target.sql("with gone as (delete from noted returning by) select string_agg(by, ' ') from gone")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_come_in_binary_where_all_their_values_can() {
     for version in versions() {
         let source = schema();
-        let mut pair = Pair::with(version, &source, &format!("{source}{NOTES}")).await;
+        let notes = notes(&format!("coalesce(substring(current_query() from 'FORMAT binary'), {WORD})"));
+        let mut pair = Pair::with(version, &source, &format!("{source}{notes}")).await;
         let values: Vec<&str> = COLUMNS.iter().map(|(_, value)| *value).collect();
         let rows = |from: u32| {
             format!("insert into t select g, {} from generate_series({from}, {from} + 199) g", values.join(", "))

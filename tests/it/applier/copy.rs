@@ -2,12 +2,19 @@
 
 use super::{Pair, versions};
 
-/// With a note, at the target, of the statements that touched it.
 const NOTED: &str = "create table t (id int primary key, u int unique, v text)";
-const NOTES: &str = "; create table public.noted (by text); create function note() returns trigger language plpgsql as $$ begin \
-     insert into public.noted select substring(current_query() from '^\\w+'); return null; end $$; \
-     create trigger note after insert or update on t for each statement execute function note(); \
-     alter table t enable always trigger note";
+/// A statement's first word.
+pub(super) const WORD: &str = "substring(current_query() from '^\\w+')";
+
+/// A note, at the target, of this about each statement that touches `t`.
+pub(super) fn notes(what: &str) -> String {
+    format!(
+        "; create table public.noted (by text); create function note() returns trigger language plpgsql as $$ begin \
+         insert into public.noted select {what}; return null; end $$; \
+         create trigger note after insert or update on t for each statement execute function note(); \
+         alter table t enable always trigger note"
+    )
+}
 
 fn statements(pair: &Pair) -> String {
     pair.target
@@ -15,7 +22,7 @@ fn statements(pair: &Pair) -> String {
 }
 
 async fn noted(version: u32) -> Pair {
-    Pair::with(version, NOTED, &format!("{NOTED}{NOTES}")).await
+    Pair::with(version, NOTED, &format!("{NOTED}{}", notes(WORD))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
