@@ -110,10 +110,13 @@ async fn stream_session_and_fetch_print_the_same_text() {
              create role {name} login replication superuser;",
             columns()
         ));
-        for setting in HOSTILE.split_whitespace().collect::<Vec<_>>().join(" ").split("' ") {
-            let setting = format!("{}'", setting.trim_end_matches('\''));
-            database.sql(&format!("alter database {name} set {setting}; alter role {name} set {setting}"));
-        }
+        // One session sets them all: whatever came in after the first would have its own timeouts.
+        let settings = HOSTILE.split_whitespace().collect::<Vec<_>>().join(" ");
+        let alter = |setting: &str| {
+            let setting = setting.trim_end_matches('\'');
+            format!("alter database {name} set {setting}'; alter role {name} set {setting}';")
+        };
+        database.sql(&settings.split("' ").map(alter).collect::<String>());
         let info = conninfo::parse(&database.cluster.conninfo(name, name)).unwrap();
         walsender(&info).await.create_slot(name, false).await.unwrap();
         let mut stream = walsender(&info).await.start(name, "p").await.unwrap();
