@@ -5,6 +5,7 @@ pub mod flow;
 mod full;
 mod kill;
 mod lab;
+mod operator;
 mod spool;
 mod through;
 mod tools;
@@ -127,13 +128,8 @@ async fn a_record_of_a_stranger_is_never_served() {
     assert_eq!((next, fault.code), (Offset(2), Code::TopicDamaged));
 }
 
-/// What is not seen yet may have been acknowledged: nothing is written behind it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_waits_for_the_end_of_what_is_open() {
-    let topic = InKafka::new().await;
-    let mut writer = topic.writer().await.expect("opens");
-    writer.append(vec![genesis(), last(1)]).await.expect("appended");
-    drop(writer);
+/// A transaction of a stranger that is open in the topic.
+fn begun(topic: &InKafka) -> BaseProducer {
     let mut config = client(broker::shared());
     let open: BaseProducer =
         config.set("transactional.id", format!("{}-open", topic.cluster.topic)).create().expect("a producer");
@@ -141,12 +137,39 @@ async fn a_writer_waits_for_the_end_of_what_is_open() {
     open.begin_transaction().expect("begun");
     open.send(BaseRecord::<(), str>::to(&topic.cluster.topic).payload("open")).expect("sent");
     open.flush(PATIENCE).expect("delivered");
+    open
+}
+
+/// What is not seen yet may have been acknowledged: nothing is written behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_waits_for_the_end_of_what_is_open() {
+    let topic = InKafka::new().await;
+    let mut writer = topic.writer().await.expect("opens");
+    writer.append(vec![genesis(), last(1)]).await.expect("appended");
+    drop(writer);
+    let open = begun(&topic);
     let early = Writer::open(topic.cluster.clone(), WriterId::new_v4(), Duration::from_secs(3)).await;
     let fault = early.err().expect("waits");
     assert!(fault.is_transient() && fault.what.contains("transaction"), "{fault}");
     open.abort_transaction(PATIENCE).expect("aborted");
     let writer = topic.writer().await.expect("opens");
     assert_eq!(writer.tail().next, Offset(2));
+}
+
+/// Kafka acknowledges a commit before readers see it. One that they may never see, since an operator aborts what hangs, must not
+/// move the slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_readers_do_not_see_is_not_acknowledged() {
+    let topic = InKafka::new().await;
+    let patience = Duration::from_secs(10);
+    let mut writer = Writer::open(topic.cluster.clone(), WriterId::new_v4(), patience).await.expect("opens");
+    writer.append(vec![genesis(), last(1)]).await.expect("appended");
+    let open = begun(&topic);
+    let fault = writer.append(vec![last(2)]).await.expect_err("held back");
+    assert!(fault.is_transient() && fault.what.contains("a transaction that is open holds records"), "{fault}");
+    open.abort_transaction(PATIENCE).expect("aborted");
+    assert_eq!(writer.append(vec![last(3)]).await, Err(fault), "it is of no more use");
+    assert_eq!(topic.writer().await.expect("opens").tail().next, Offset(3), "as after a reply that was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

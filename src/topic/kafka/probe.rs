@@ -21,8 +21,6 @@ use crate::topic::{Count, Info};
 const PREFETCH_KIB: usize = 1;
 /// Kafka offsets before the end that are looked at first for the last record: it and the marker of its transaction.
 const LAST_WITHIN: i64 = 2;
-/// Between two looks whether a transaction has ended.
-const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// While waiting for a broker, so often its refusal is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -154,33 +152,10 @@ impl Probe {
         }
     }
 
-    /// Waits until no transaction is open any more. Readers see a commit only some time after it was acknowledged: a topic read
-    /// before would end too early.
-    pub fn await_settled(&self) -> Result<()> {
-        let mut config = self.cluster.consumer(PREFETCH_KIB);
-        let made = config.set("isolation.level", "read_uncommitted").create_with_context(Events::default());
-        let all: BaseConsumer<Events> = made.map_err(|error| self.fault("set up", &error))?;
-        let until = Instant::now() + self.patience;
-        loop {
-            let end = all.fetch_watermarks(&self.topic, 0, self.patience).map(|(_, end)| end);
-            let stable = self.watermarks()?.map_or(0, |range| range.end);
-            match end {
-                Ok(end) if end <= stable => return Ok(()),
-                Ok(_) | Err(_) if Instant::now() < until => std::thread::sleep(SETTLE_INTERVAL),
-                Ok(end) => {
-                    let what =
-                        format!("{}: a transaction that is open holds records {stable} to {end} back", self.place);
-                    let remedy = format!(
-                        "wait; if it lasts, its broker died at its end: once `kafka-transactions.sh find-hanging` lists it, end it by \
-                         `kafka-transactions.sh --bootstrap-server {} abort --topic {} --partition 0 --start-offset {stable}`; see docs/runbooks/kafka.md",
-                        self.cluster.servers(),
-                        self.topic
-                    );
-                    return Err(Fault::new(Code::Unreachable, what).remedy(remedy));
-                }
-                Err(error) => return Err(self.fault("ask for its end", &error)),
-            }
-        }
+    /// Kafka's offset that readers see all before.
+    pub fn stable_end(&self) -> Result<i64> {
+        let found = self.consumer.fetch_watermarks(&self.topic, 0, self.patience);
+        found.map(|(_, end)| end).map_err(|error| self.fault("ask for its end", &error))
     }
 
     fn assign(&self, place: i64) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::topic::head::{self, End, Head, Unfinished};
 use crate::topic::kafka::client::{self, Cluster, Events};
 use crate::topic::kafka::header;
 use crate::topic::kafka::probe::Probe;
+use crate::topic::kafka::settled::Settled;
 use crate::topic::thread::{Owned, Thread};
 
 /// A pause while librdkafka's own queue is full.
@@ -128,6 +129,7 @@ impl TopicWriter for Writer {
 struct Appender {
     producer: BaseProducer<Events>,
     probe: Probe,
+    settled: Settled,
     topic: String,
     place: String,
     flow_id: OnceCell<String>,
@@ -155,12 +157,14 @@ impl Appender {
         let producer: BaseProducer<Events> = made.map_err(|error| client::fault(&place, "set up", &error, None))?;
         let fenced = producer.init_transactions(patience);
         fenced.map_err(|error| client::fault(&place, "take the topic over", &error, Some(producer.context())))?;
-        probe.await_settled()?;
+        let settled = Settled::new(cluster, patience)?;
+        settled.wait(&probe, Instant::now() + patience)?;
         let last = probe.tail()?;
         let flow_id = last.as_ref().map(|last| OnceCell::from(last.flow_id.clone())).unwrap_or_default();
         Ok(Self {
             producer,
             probe,
+            settled,
             topic: cluster.topic.clone(),
             place,
             flow_id,
@@ -213,7 +217,8 @@ impl Appender {
         Ok(End { last, ..self.end })
     }
 
-    /// One Kafka transaction.
+    /// One Kafka transaction, which readers see when this returns. Its acknowledgement alone says less: a broker that ends before
+    /// it has marked the transaction's end may leave it open, and an operator then can only abort it.
     fn commit(&self, records: &[(Head, &Bytes)]) -> Result<()> {
         let Some((_, first)) = records.first() else { return Ok(()) };
         let until = Instant::now() + self.patience;
@@ -233,6 +238,7 @@ impl Appender {
             }
         }
         let left = until.saturating_duration_since(Instant::now());
-        self.producer.commit_transaction(left).map_err(|error| fault(&error))
+        self.producer.commit_transaction(left).map_err(|error| fault(&error))?;
+        self.settled.wait(&self.probe, until)
     }
 }

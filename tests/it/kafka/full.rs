@@ -2,76 +2,11 @@
 //! again; but alone, it may have left a transaction open, and then the runbook is needed. Either is legal: a test here plays the
 //! operator, who does what the runbook says as long as the flow does not go on.
 
-use std::time::{Duration, Instant};
-
 use crate::kafka::broker::Brokers;
 use crate::kafka::flow::pair;
-use crate::kafka::spool::{acknowledged, each_once, spool_of, stands, until_state};
-use crate::kafka::tools::{column, open_transaction, runbook, topic_of};
-use crate::pair::{Daemon, Pair};
-
-/// Longest work of an operator: `find-hanging` lists what has been open for more than a minute.
-const MENDED_WITHIN: Duration = Duration::from_secs(360);
-
-/// How the flow went on.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    /// By itself.
-    Alone,
-    /// After so many transactions were aborted.
-    Aborted(usize),
-    /// The broker had acknowledged what it lost: the reader stopped, and the flow was made anew.
-    Anew,
-}
-
-/// An operator whose broker runs again.
-struct Operator<'a> {
-    pair: &'a Pair,
-    brokers: &'a Brokers,
-    aborted: usize,
-}
-
-impl Operator<'_> {
-    /// What `find-hanging` shows of the flow's topic: where each transaction starts.
-    fn hanging(&self) -> Vec<String> {
-        let found = runbook(self.pair, self.brokers, "A transaction that was left open", &[("BROKER", "0")]);
-        let (topics, offsets) = (column(&found, "Topic"), column(&found, "StartOffset"));
-        let topic = topic_of(self.pair);
-        topics.into_iter().zip(offsets).filter(|(found, _)| *found == topic).map(|(_, at)| at.to_owned()).collect()
-    }
-
-    /// As the runbook says: what hangs still after the broker was restarted in order is aborted.
-    fn look(&mut self) {
-        if self.hanging().is_empty() {
-            return;
-        }
-        self.brokers.stop(0);
-        self.brokers.launch(0);
-        self.brokers.wait(0);
-        for offset in self.hanging() {
-            runbook(self.pair, self.brokers, "Abort it", &[("OFFSET", &offset)]);
-            self.aborted += 1;
-        }
-    }
-
-    /// Until the flow goes on, or the reader has stopped because what it was told is durable is gone.
-    fn mend(mut self, reader: &mut Daemon) -> Outcome {
-        let until = Instant::now() + MENDED_WITHIN;
-        loop {
-            if let Some(code) = reader.wait(Duration::from_secs(1)) {
-                assert!(code == 4 && self.aborted > 0, "exit {code}\n{}", self.pair.log());
-                return Outcome::Anew;
-            }
-            if stands(self.pair)["state"] == "streaming" {
-                return if self.aborted == 0 { Outcome::Alone } else { Outcome::Aborted(self.aborted) };
-            }
-            assert!(Instant::now() < until, "{} aborted, and it does not go on\n{}", self.aborted, self.pair.log());
-            if self.pair.log().contains("notice=\"forwarding-waits\"") {
-                self.look();
-            }
-        }
-    }
-}
+use crate::kafka::operator::Operator;
+use crate::kafka::spool::{acknowledged, each_once, spool_of, until_state};
+use crate::kafka::tools::{open_transaction, topic_of};
 
 /// Fills the disk of a broker that is alone, and has the operator bring it back. With `hangs`, a transaction is open in the
 /// topic then, which its coordinator forgets.
@@ -103,15 +38,9 @@ fn a_disk_is_full(version: u32, hangs: bool) {
     brokers.launch(0);
     brokers.wait(0);
     acknowledged(&pair, "there is room again");
-    let outcome = Operator { pair: &pair, brokers, aborted: 0 }.mend(&mut reader);
-    println!("PostgreSQL {version}: {outcome:?}");
-    assert!(!hangs || outcome != Outcome::Alone, "what hangs does not go by itself");
-    if outcome == Outcome::Anew {
-        assert!(pair.log().contains("error[gap]"), "{}", pair.log());
-        assert_eq!(applier.stop(), 0, "{}", pair.log());
-        runbook(&pair, brokers, "The topic is lost", &[]);
-        return pair.assert_equal("account");
-    }
+    let aborted = Operator::new(&pair, brokers).mend(&mut reader);
+    println!("PostgreSQL {version}: {aborted} aborted");
+    assert!(!hangs || aborted > 0, "what hangs does not go by itself");
     pair.settle();
     pair.assert_equal("account");
     pair.assert_journal_whole();

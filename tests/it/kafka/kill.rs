@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::kafka::broker::{self, Brokers};
 use crate::kafka::flow::in_kafka;
+use crate::kafka::operator::Operator;
 use crate::kill::{Load, RULES, SCHEMA, agree};
 use crate::pair::{Daemon, Pair};
 
@@ -18,8 +19,8 @@ enum Death {
     At(&'static str, &'static str),
     /// The daemon of a site, at random.
     Daemon(&'static str),
-    /// The broker ends and comes back with its data. Not kill -9: a broker that is alone may then keep a transaction open whose
-    /// commit it had acknowledged.
+    /// The broker ends and comes back with its data. A broker that is alone may then keep a transaction open whose commit it had
+    /// acknowledged; that is what the operator is for, at the end.
     Broker,
 }
 
@@ -94,6 +95,8 @@ fn kill_rounds(version: u32) {
         daemons.die(death, brokers, &mut random);
     }
     assert!(load.finish() > 100, "the load ran");
+    let aborted = Operator::new(&pair, brokers).mend(&mut daemons.reader);
+    println!("PostgreSQL {version}: {aborted} aborted");
     pair.settle();
     assert_eq!((daemons.reader.stop(), daemons.applier.stop()), (0, 0), "{}", pair.log());
     agree(&pair);
