@@ -22,15 +22,17 @@ use crate::ports::Incoming;
 
 /// Less log than this is streamed.
 const LEAST_BYTES: u64 = 4 << 20;
-/// Log of a stretch: nobody should wait long for the first one, and the server's temporary files are bounded.
-const FIRST_BYTES: u64 = 8 << 20;
+/// Log of the first stretch: nobody should wait long for it, and where it shows that the stream serves better, it was for nothing.
+const FIRST_BYTES: u64 = 2 << 20;
+/// Log of the others: the server's temporary files are bounded.
+const LEAST_STRETCH_BYTES: u64 = 8 << 20;
 const MOST_BYTES: u64 = 256 << 20;
 /// Up to here a stretch is as long as what has to be decoded again for it; beyond twice that, half as long.
 const EVEN_BYTES: u64 = 16 << 20;
 /// Decoding again costs some tenth of decoding.
 const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
 /// The same after a stretch that has shown nothing, where it is mostly wasted.
-const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * FIRST_BYTES;
+const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * LEAST_STRETCH_BYTES;
 /// Messages that are larger on average cost a walsender less than the server's temporary files.
 const LARGE_MESSAGE_BYTES: u64 = 1024;
 
@@ -42,7 +44,9 @@ const BATCH_BYTES: usize = 128 << 10;
 /// What the stretch before has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// There was none, or it was worth its while.
+    /// There was none.
+    Begun,
+    /// It was worth its while.
     Enough,
     /// It may be of a transaction that goes on, which the next one decodes from its beginning: a longer one then, and but one.
     Nothing,
@@ -65,6 +69,7 @@ pub(super) fn stretch(at: Standing, shown: Shown) -> Option<Lsn> {
     let behind = at.flushed.0.saturating_sub(at.confirmed.0);
     let again = at.confirmed.0.saturating_sub(at.restart.0);
     let (most, size) = match shown {
+        Shown::Begun => (MOST_AGAIN_BYTES, again / 4),
         Shown::Enough => (MOST_AGAIN_BYTES, again.min(EVEN_BYTES).max(again / 2)),
         Shown::Nothing => (MOST_AGAIN_UNSEEN_BYTES, 4 * again),
         Shown::Large => return None,
@@ -72,13 +77,15 @@ pub(super) fn stretch(at: Standing, shown: Shown) -> Option<Lsn> {
     if behind < LEAST_BYTES || again > most {
         return None;
     }
-    let size = size.clamp(FIRST_BYTES, MOST_BYTES);
+    let least = if shown == Shown::Begun { FIRST_BYTES } else { LEAST_STRETCH_BYTES };
+    let size = size.clamp(least, MOST_BYTES);
     // What would be left is not worth a stretch of its own.
     let all = behind < size + LEAST_BYTES;
     Some(if all { at.flushed } else { Lsn(at.confirmed.0 + size) })
 }
 
 /// Why there are no more stretches.
+#[derive(Default)]
 pub(super) struct Ended {
     /// Where the last one ended; `None` where there was none.
     pub(super) upto: Option<Lsn>,
@@ -147,7 +154,7 @@ async fn read(backlog: Backlog, slot: Decoding, batches: mpsc::UnboundedSender<B
     };
     let room = Arc::new(Semaphore::new(AHEAD_KIB as usize));
     let mut reading = Reading { session, upto: Lsn::ZERO, whole: false, ready: Vec::new(), bytes: 0, room, batches };
-    let mut shown = Shown::Enough;
+    let mut shown = Shown::Begun;
     while let Some(next) = reading.session.standing(&decoding).await?.and_then(|at| stretch(at, shown)) {
         tracing::debug!(upto = %next, "catching up by a stretch");
         reading.session.ask_stretch(&decoding, next, backlog.within).await?;
@@ -255,25 +262,27 @@ mod tests {
             let at = |mb: u64| Lsn(mb * MB + 7);
             let standing = Standing { restart: at(restart), confirmed: at(confirmed), flushed: at(flushed) };
             assert_eq!(stretch(standing, Shown::of(1000, 1000 * LARGE_MESSAGE_BYTES)), None);
-            [Shown::of(1, 9), Shown::of(0, 0)].map(|shown| stretch(standing, shown).map(|upto| (upto.0 - 7) / MB))
+            [Shown::Begun, Shown::of(1, 9), Shown::of(0, 0)]
+                .map(|shown| stretch(standing, shown).map(|upto| (upto.0 - 7) / MB))
         };
-        // (restart, confirmed, flushed) -> end, after a stretch that has shown something, and after one that has not
+        // (restart, confirmed, flushed) -> end of the first stretch, of one after a stretch that has shown something, and after
+        // one that has not
         for (standing, expected) in [
-            ((100, 100, 100), [None, None]),
-            ((100, 100, 103), [None, None]),
-            ((100, 100, 104), [Some(104), Some(104)]),
-            ((100, 100, 111), [Some(111), Some(111)]),
-            ((100, 100, 112), [Some(108), Some(108)]),
-            ((100, 100, 9000), [Some(108), Some(108)]),
-            ((100, 112, 9000), [Some(124), Some(160)]),
-            ((100, 124, 9000), [Some(140), Some(220)]),
-            ((100, 132, 9000), [Some(148), Some(260)]),
-            ((100, 133, 9000), [Some(149), None]),
-            ((100, 164, 9000), [Some(196), None]),
-            ((100, 229, 9000), [Some(293), None]),
-            ((100, 612, 9000), [Some(868), None]),
-            ((100, 613, 9000), [None, None]),
-            ((500, 100, 99), [None, None]),
+            ((100, 100, 100), [None, None, None]),
+            ((100, 100, 103), [None, None, None]),
+            ((100, 100, 104), [Some(104), Some(104), Some(104)]),
+            ((100, 100, 111), [Some(102), Some(111), Some(111)]),
+            ((100, 100, 112), [Some(102), Some(108), Some(108)]),
+            ((100, 100, 9000), [Some(102), Some(108), Some(108)]),
+            ((100, 112, 9000), [Some(115), Some(124), Some(160)]),
+            ((100, 124, 9000), [Some(130), Some(140), Some(220)]),
+            ((100, 132, 9000), [Some(140), Some(148), Some(260)]),
+            ((100, 133, 9000), [Some(141), Some(149), None]),
+            ((100, 164, 9000), [Some(180), Some(196), None]),
+            ((100, 229, 9000), [Some(261), Some(293), None]),
+            ((100, 612, 9000), [Some(740), Some(868), None]),
+            ((100, 613, 9000), [None, None, None]),
+            ((500, 100, 99), [None, None, None]),
         ] {
             assert_eq!(upto(standing.0, standing.1, standing.2), expected, "{standing:?}");
         }

@@ -42,12 +42,6 @@ enum Phase {
         ahead: Ahead,
         moved: Instant,
     },
-    /// All of the backlog was received; the slot moves when it is durable.
-    Received {
-        replication: Replication,
-        upto: Lsn,
-        refused: Option<Fault>,
-    },
     Stream(Stream),
 }
 
@@ -60,10 +54,10 @@ impl CatchUp {
         if !replication.claim(&decoding).await? {
             return Err(Fault::new(Code::SecondReader, format!("slot \"{}\" is in use", decoding.slot)));
         }
-        let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, Shown::Enough)).is_some() {
+        let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, Shown::Begun)).is_some() {
             Phase::Ahead { replication, ahead: Ahead::begin(&backlog, &decoding), moved: Instant::now() }
         } else {
-            stream(replication, decoding.clone(), None).await?
+            stream(replication, decoding.clone(), Ended::default()).await?
         };
         Ok(CatchUp { phase, decoding, backlog })
     }
@@ -72,17 +66,14 @@ impl CatchUp {
         std::mem::replace(&mut self.phase, Phase::Between(Box::pin(std::future::pending())))
     }
 
-    /// The backlog has no more stretches.
-    fn ended(&mut self, ended: Ended, into: &mut Vec<Incoming>) {
-        self.phase = match (self.take(), ended) {
-            (Phase::Ahead { replication, .. }, Ended { upto: Some(upto), refused }) => {
-                into.push(Incoming::Keepalive { end: upto, reply: true });
-                Phase::Received { replication, upto, refused }
+    /// The backlog has no more stretches: the stream goes on where they end, whether what they held is durable or not. It comes
+    /// into the topic after it, and the slot moves for neither before.
+    fn ended(&mut self, ended: Ended) {
+        self.phase = match self.take() {
+            Phase::Ahead { replication, .. } => {
+                Phase::Between(Box::pin(stream(replication, self.decoding.clone(), ended)))
             }
-            (Phase::Ahead { replication, .. }, Ended { upto: None, refused }) => {
-                Phase::Between(Box::pin(stream(replication, self.decoding.clone(), refused)))
-            }
-            (other, _) => other,
+            other => other,
         };
     }
 }
@@ -100,19 +91,19 @@ async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Ls
     Ok(())
 }
 
-/// The stream, maybe after the server has refused something else.
-async fn stream(replication: Replication, decoding: Decoding, refused: Option<Fault>) -> Result<Phase> {
-    if let Some(why) = refused {
+/// The stream, behind what was received in stretches, and maybe after the server has refused one.
+async fn stream(replication: Replication, decoding: Decoding, ended: Ended) -> Result<Phase> {
+    if let Some(why) = ended.refused {
         tracing::info!(%why, slot = %decoding.slot, "not catching up in stretches any more");
     }
-    Ok(Phase::Stream(replication.start(&decoding.slot, &decoding.publication).await?))
+    let from = ended.upto.unwrap_or(Lsn::ZERO);
+    Ok(Phase::Stream(replication.start_at(&decoding.slot, &decoding.publication, from).await?))
 }
 
 impl Source for CatchUp {
     async fn receive(&mut self, into: &mut Vec<Incoming>, patience: Duration) -> Result<()> {
         match &mut self.phase {
             Phase::Stream(stream) => stream.receive(into, patience).await?,
-            Phase::Received { .. } => tokio::time::sleep(patience).await,
             Phase::Between(next) => {
                 if let Ok(phase) = tokio::time::timeout(patience, next).await {
                     self.phase = phase?;
@@ -122,20 +113,16 @@ impl Source for CatchUp {
                 if let Ok(received) = tokio::time::timeout(patience, ahead.receive(into)).await
                     && let Some(ended) = received?
                 {
-                    self.ended(ended, into);
+                    self.ended(ended);
                 }
             }
         }
         Ok(())
     }
 
-    /// The slot moves now and then while its backlog is read, and at the end of it.
+    /// The slot moves now and then while its backlog is read.
     async fn confirm(&mut self, durable: Lsn, reply: bool) -> Result<()> {
         match self.take() {
-            Phase::Received { mut replication, upto, refused } if durable >= upto => {
-                replication.advance(&self.decoding, durable, self.backlog.within).await??;
-                self.phase = Phase::Between(Box::pin(stream(replication, self.decoding.clone(), refused)));
-            }
             Phase::Ahead { mut replication, ahead, mut moved } => {
                 if moved.elapsed() >= MOVE_EVERY {
                     move_on(&mut replication, &self.decoding, durable, self.backlog.within).await?;
@@ -155,7 +142,7 @@ impl Source for CatchUp {
 
     async fn leave(&mut self, durable: Lsn) -> Result<()> {
         match self.take() {
-            Phase::Ahead { mut replication, .. } | Phase::Received { mut replication, .. } => {
+            Phase::Ahead { mut replication, .. } => {
                 move_on(&mut replication, &self.decoding, durable, self.backlog.within).await
             }
             other => {

@@ -28,25 +28,29 @@ pub(super) enum Road {
 const WINDOW: Duration = Duration::from_millis(4);
 /// Faster than this counts as catching up: it is some 16,000 single-row transactions a second.
 const BEHIND_BYTES_PER_MS: u128 = 4 * 1024;
+/// Messages of this size on average are large: few go into a window anyway, and what waits for a pause is much.
+const LARGE_MESSAGE_BYTES: usize = 1024;
 /// How long bytes gather at first, and at least.
 const FIRST: Duration = Duration::from_micros(200);
 
 impl Road {
-    /// How long bytes gather at most: on loopback until some hundred kilobytes wait at the server.
-    fn longest(self) -> Duration {
-        match self {
-            Self::Unix => FIRST,
-            Self::Loopback => Duration::from_millis(10),
-            Self::Network => Duration::from_millis(1),
+    /// How long bytes gather at most: on loopback until some thousand small messages wait at the server.
+    fn longest(self, large: bool) -> Duration {
+        match (self, large) {
+            (Self::Unix, _) => FIRST,
+            (Self::Loopback, false) => Duration::from_millis(10),
+            (Self::Loopback, true) => Duration::from_millis(2),
+            (Self::Network, _) => Duration::from_millis(1),
         }
     }
 
     /// A read of less than this came too early; one of more than that too late, since what waits must stay far below what
     /// the sockets' buffers take.
-    fn welcome_bytes(self) -> Range<usize> {
-        match self {
-            Self::Unix | Self::Network => 16 * 1024..32 * 1024,
-            Self::Loopback => 512 * 1024..1280 * 1024,
+    fn welcome_bytes(self, large: bool) -> Range<usize> {
+        match (self, large) {
+            (Self::Unix | Self::Network, _) => 16 * 1024..32 * 1024,
+            (Self::Loopback, false) => 512 * 1024..1280 * 1024,
+            (Self::Loopback, true) => 128 * 1024..320 * 1024,
         }
     }
 }
@@ -56,31 +60,49 @@ pub(super) struct Gather {
     road: Road,
     window_start: Instant,
     window_bytes: usize,
+    window_messages: usize,
     behind: bool,
+    /// Messages were large in the last window.
+    large: bool,
     last_read: Instant,
     time: Duration,
 }
 
 impl Gather {
     pub(super) fn new(road: Road, now: Instant) -> Self {
-        Self { road, window_start: now, window_bytes: 0, behind: false, last_read: now, time: FIRST }
+        Self {
+            road,
+            window_start: now,
+            window_bytes: 0,
+            window_messages: 0,
+            behind: false,
+            large: false,
+            last_read: now,
+            time: FIRST,
+        }
+    }
+
+    /// So many messages were in what was read.
+    pub(super) fn messages(&mut self, count: usize) {
+        self.window_messages += count;
     }
 
     /// A read gave `count` bytes at `now`.
     pub(super) fn note(&mut self, count: usize, now: Instant) {
         self.window_bytes += count;
         self.last_read = now;
-        let welcome = self.road.welcome_bytes();
+        let welcome = self.road.welcome_bytes(self.large);
         if count < welcome.start {
-            self.time = (self.time * 3 / 2).min(self.road.longest());
+            self.time = (self.time * 3 / 2).min(self.road.longest(self.large));
         } else if count >= welcome.end {
             self.time = self.time * 2 / 3;
         }
         let elapsed = now.duration_since(self.window_start);
         if elapsed >= WINDOW {
             self.behind = self.window_bytes as u128 * 1000 >= BEHIND_BYTES_PER_MS * elapsed.as_micros();
+            self.large = self.window_bytes >= LARGE_MESSAGE_BYTES * self.window_messages.max(1);
             self.window_start = now;
-            self.window_bytes = 0;
+            (self.window_bytes, self.window_messages) = (0, 0);
         }
         if !self.behind {
             self.time = FIRST;
@@ -97,15 +119,17 @@ impl Gather {
 mod tests {
     use super::*;
 
+    const SMALL: usize = 100;
     const ROADS: [Road; 3] = [Road::Unix, Road::Loopback, Road::Network];
 
-    /// After reads of `count` bytes each `every`, for 40 ms.
+    /// After reads of `count` bytes each `every`, for 40 ms, in small messages.
     fn after(road: Road, count: usize, every: Duration) -> (Gather, Instant) {
         let mut now = Instant::now();
         let mut gather = Gather::new(road, now);
         for _ in 0..Duration::from_millis(40).div_duration_f64(every).ceil() as usize {
             now += every;
             gather.note(count, now);
+            gather.messages(count / SMALL);
         }
         (gather, now)
     }
@@ -119,7 +143,7 @@ mod tests {
         for road in ROADS {
             assert_eq!(pause(road, 300, Duration::from_millis(1)), Duration::ZERO, "{road:?}: a live load");
             assert_eq!(pause(road, 300, Duration::from_secs(60)), Duration::ZERO, "{road:?}: idle");
-            assert_eq!(pause(road, 300, Duration::from_micros(20)), road.longest(), "{road:?}: catching up");
+            assert_eq!(pause(road, 300, Duration::from_micros(20)), road.longest(false), "{road:?}: catching up");
             assert_eq!(pause(road, 2 << 20, Duration::from_micros(200)), Duration::ZERO, "{road:?}: large reads");
         }
     }
@@ -127,14 +151,22 @@ mod tests {
     #[test]
     fn the_pause_hovers_where_a_read_is_welcome_and_ends_when_caught_up() {
         // 100 MB a second; on a Unix socket nothing is worth more than a wake-up.
-        for (road, least, most) in [(Road::Unix, 200, 200), (Road::Loopback, 5000, 10_000), (Road::Network, 160, 330)] {
+        for (road, message, least, most) in [
+            (Road::Unix, SMALL, 200, 200),
+            (Road::Loopback, SMALL, 5000, 10_000),
+            (Road::Loopback, 2048, 1300, 3200),
+            (Road::Network, SMALL, 160, 330),
+            (Road::Network, 2048, 160, 330),
+        ] {
             let (mut gather, mut now) = after(road, 300, Duration::from_micros(20));
             for turn in 0..400 {
                 let pause = gather.pause(now).max(Duration::from_micros(20));
                 now += pause;
-                gather.note(usize::try_from(pause.as_micros()).unwrap() * 100, now);
+                let count = usize::try_from(pause.as_micros()).unwrap() * 100;
+                gather.note(count, now);
+                gather.messages(count / message);
                 let expected = Duration::from_micros(least)..=Duration::from_micros(most);
-                assert!(turn < 20 || expected.contains(&pause), "{road:?}, {turn}: {pause:?}");
+                assert!(turn < 20 || expected.contains(&pause), "{road:?}, {message}, {turn}: {pause:?}");
             }
             for _ in 0..10 {
                 now += WINDOW;

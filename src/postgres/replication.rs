@@ -175,14 +175,22 @@ impl Replication {
     }
 
     /// Starts the stream where the slot was confirmed (P1: the position asked for is 0/0, so nothing can be skipped).
-    /// It never makes a slot.
+    ///
+    /// # Errors
+    /// As [`Self::start_at`].
+    pub async fn start(self, slot: &str, publication: &str) -> Result<Stream> {
+        self.start_at(slot, publication, Lsn::ZERO).await
+    }
+
+    /// Starts the stream behind the transactions that were committed before `from`, which the caller has received otherwise; the
+    /// slot stays where it was confirmed. With [`Lsn::ZERO`] it starts there. It never makes a slot.
     ///
     /// # Errors
     /// `SlotLost` when there is no such slot or it was invalidated, `SecondReader` when it is in use, `ForeignSlot` when
     /// it belongs to another database, and what else the server says.
-    pub async fn start(mut self, slot: &str, publication: &str) -> Result<Stream> {
+    pub(super) async fn start_at(mut self, slot: &str, publication: &str, from: Lsn) -> Result<Stream> {
         let options = options(publication).map(|(name, value)| format!("{name} {value}")).join(", ");
-        let command = format!("START_REPLICATION SLOT {} LOGICAL 0/0 ({options})", quote_ident(slot));
+        let command = format!("START_REPLICATION SLOT {} LOGICAL {from} ({options})", quote_ident(slot));
         self.send_query(&command).await?;
         loop {
             let raw = self.channel.next().await.map_err(|error| self.broken(&error))?;

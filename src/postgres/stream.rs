@@ -134,6 +134,7 @@ impl Source for Stream {
             loop {
                 self.take_messages(into)?;
                 if into.len() > before {
+                    self.gather.messages(into.len() - before);
                     return Ok(());
                 }
                 let large = self.channel.make_room().map_err(|error| self.bad(&error.to_string()))?;

@@ -93,6 +93,19 @@ impl Behind {
         }
     }
 
+    /// Waits until a slot is confirmed up to a position, and no further.
+    async fn stands_at(&self, slot: &str, position: Lsn) {
+        let started = Instant::now();
+        loop {
+            let confirmed = self.state(slot).await.confirmed_flush_lsn.unwrap();
+            if confirmed >= position {
+                return assert_eq!(confirmed, position, "slot {slot}");
+            }
+            assert!(started.elapsed() < PATIENCE, "slot {slot} stays at {confirmed}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What a walsender sends of the backlog.
     async fn streamed(&self, slot: &str) -> Vec<Vec<u8>> {
         let name = Self::name(&self.database, slot);
@@ -124,56 +137,29 @@ fn assert_same(version: u32, messages: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!((first, messages.len()), (None, expected.len()), "{version}");
 }
 
-/// What a source says next: messages, and the position that it asks for.
-async fn next(source: &mut CatchUp) -> Result<(Vec<Vec<u8>>, Option<Lsn>), Fault> {
-    let (mut batch, mut asked) = (Vec::new(), None);
+/// What a source says next.
+async fn next(source: &mut CatchUp) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut batch = Vec::new();
     source.receive(&mut batch, Duration::from_millis(20)).await?;
-    for incoming in &batch {
-        if let Incoming::Keepalive { end, reply: true } = incoming {
-            asked = Some(*end);
-        }
-    }
-    Ok((batch.iter().filter_map(body).collect(), asked))
+    Ok(batch.iter().filter_map(body).collect())
 }
 
-/// The same, confirming what is asked for.
-async fn confirmed(source: &mut CatchUp) -> Result<Vec<Vec<u8>>, Fault> {
-    let (messages, asked) = next(source).await?;
-    if let Some(end) = asked {
-        source.confirm(end, false).await?;
-    }
-    Ok(messages)
-}
-
-/// Reads until a position is asked for, confirming nothing.
-async fn backlog(source: &mut CatchUp) -> (Vec<Vec<u8>>, Lsn) {
-    let (mut messages, started) = (Vec::new(), Instant::now());
-    loop {
-        assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
-        let (mut more, asked) = next(source).await.unwrap();
-        messages.append(&mut more);
-        if let Some(end) = asked {
-            return (messages, end);
-        }
-    }
-}
-
-/// Reads all of the load, confirming what is asked for.
+/// Reads all of the load.
 async fn load(source: &mut CatchUp) -> Vec<Vec<u8>> {
     let (mut messages, started) = (Vec::new(), Instant::now());
     while !has_all(&messages) {
         assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
-        messages.append(&mut confirmed(source).await.unwrap());
+        messages.append(&mut next(source).await.unwrap());
     }
     messages
 }
 
-/// Reads and confirms until that fails; the messages before, and why.
+/// Reads until that fails; the messages before, and why.
 async fn broken(source: &mut CatchUp) -> (Vec<Vec<u8>>, Fault) {
     let (mut messages, started) = (Vec::new(), Instant::now());
     loop {
         assert!(started.elapsed() < PATIENCE, "nothing broke; {}", tags(&messages));
-        match confirmed(source).await {
+        match next(source).await {
             Ok(mut more) => messages.append(&mut more),
             Err(fault) => return (messages, fault),
         }
@@ -183,28 +169,46 @@ async fn broken(source: &mut CatchUp) -> (Vec<Vec<u8>>, Fault) {
 #[tokio::test]
 async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durable() {
     for (version, _) in versions() {
-        let behind = Behind::new(*version, &["a", "b"], BACKLOG).await;
+        let behind = Behind::new(*version, &["a", "b", "c"], BACKLOG).await;
         let confirmed = behind.state("a").await.confirmed_flush_lsn.unwrap();
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
         let mut source = behind.open("a", PATIENCE).await.unwrap();
-        let (messages, end) = backlog(&mut source).await;
-        assert!(end >= flushed, "{version}: the backlog ends at {end}, {flushed} was flushed");
-        // The slot has its reader all the same, and stands where it stood.
-        let between = behind.state("a").await;
-        assert!(between.active && between.active_pid.is_some(), "{version}: {between:?}");
-        assert_eq!(between.confirmed_flush_lsn, Some(confirmed), "{version}");
-        let second = behind.open("a", PATIENCE).await.err().map(|fault| fault.code);
-        assert_eq!(second, Some(Code::SecondReader), "{version}");
-        // A position inside of it moves nothing; its end does.
-        source.confirm(Lsn(end.0 - 1), false).await.unwrap();
-        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(confirmed), "{version}");
-        source.confirm(end, false).await.unwrap();
-        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(end), "{version}");
+        let messages = load(&mut source).await;
         assert_same(*version, &messages, &behind.streamed("b").await);
-        // Then it streams.
+        // It streams behind what is not durable yet, and nothing comes twice.
         behind.database.sql("insert into t values (1, 'live')");
         let live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
         assert_eq!(tags(&live), "BRIC", "{version}");
+        let second = behind.open("a", PATIENCE).await.err().map(|fault| fault.code);
+        assert_eq!(second, Some(Code::SecondReader), "{version}");
+        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(confirmed), "{version}: nothing was confirmed");
+
+        // What was not confirmed comes again, and no less than that.
+        let half = Lsn(u64::midpoint(confirmed.0, flushed.0));
+        source.confirm(half, false).await.unwrap();
+        behind.stands_at("a", half).await;
+        drop(source);
+        behind.left("a").await;
+        behind
+            .database
+            .sql(&format!("select pg_replication_slot_advance('{}', '{half}')", Behind::name(&behind.database, "c")));
+        let again = load(&mut behind.open("a", PATIENCE).await.unwrap()).await;
+        assert!(again.len() < messages.len(), "{version}");
+        assert_same(*version, &again, &behind.streamed("c").await);
+    }
+}
+
+#[tokio::test]
+async fn a_slot_is_moved_while_its_backlog_is_read() {
+    for (version, _) in versions() {
+        let behind = Behind::new(*version, &["a"], BACKLOG).await;
+        let flushed = wal::flush_lsn(&behind.session).await.unwrap();
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let between = behind.state("a").await;
+        assert!(between.active && between.active_pid.is_some(), "{version}: it has its reader: {between:?}");
+        let half = Lsn(u64::midpoint(between.confirmed_flush_lsn.unwrap().0, flushed.0));
+        source.leave(half).await.unwrap();
+        behind.stands_at("a", half).await;
     }
 }
 
@@ -230,7 +234,7 @@ async fn what_was_cut_off_in_a_stretch_comes_again() {
             drop(source);
             behind.left("a").await;
         }
-        let (messages, _) = backlog(&mut behind.open("a", PATIENCE).await.unwrap()).await;
+        let messages = load(&mut behind.open("a", PATIENCE).await.unwrap()).await;
         assert_same(*version, &messages, &expected);
     }
 }
