@@ -22,6 +22,9 @@ use crate::topic::thread::{Owned, Thread};
 /// A pause while librdkafka's own queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Between two looks whether all records are delivered.
+const DELIVERY_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Opening fences whoever opened before. One opening at a time, and none that nobody waits for any more: else a late one would
 /// fence the writer that was opened in its place.
 static OPENING: Mutex<()> = Mutex::new(());
@@ -236,6 +239,10 @@ impl Appender {
                 self.producer.poll(QUEUE_PAUSE);
                 sent = again;
             }
+        }
+        // rdkafka's own wait, within the commit, takes 100 ms however soon all is delivered.
+        while self.producer.in_flight_count() > 0 && Instant::now() < until {
+            self.producer.poll(DELIVERY_INTERVAL);
         }
         let left = until.saturating_duration_since(Instant::now());
         self.producer.commit_transaction(left).map_err(|error| fault(&error))?;

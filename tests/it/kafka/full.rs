@@ -2,11 +2,24 @@
 //! again; but alone, it may have left a transaction open, and then the runbook is needed. Either is legal: a test here plays the
 //! operator, who does what the runbook says as long as the flow does not go on.
 
+use rdkafka::producer::{BaseProducer, BaseRecord};
+
 use crate::kafka::broker::Brokers;
 use crate::kafka::flow::pair;
 use crate::kafka::operator::Operator;
 use crate::kafka::spool::{acknowledged, each_once, spool_of, until_state};
 use crate::kafka::tools::{open_transaction, topic_of};
+
+/// An open transaction that takes more than there is room for. The flow's own records don't: behind what is open they go into the
+/// spool.
+fn overfull(brokers: &Brokers, topic: &str) -> BaseProducer {
+    let open = open_transaction(brokers, topic, "stray");
+    for _ in 0..30 {
+        let record = BaseRecord::<(), [u8]>::to(topic).payload(&[7; 500_000]);
+        open.send(record).expect("room in the producer's queue");
+    }
+    open
+}
 
 /// Fills the disk of a broker that is alone, and has the operator bring it back. With `hangs`, a transaction is open in the
 /// topic then, which its coordinator forgets.
@@ -22,7 +35,7 @@ fn a_disk_is_full(version: u32, hangs: bool) {
     let mut reader = pair.daemon(&["--site", "a"], &[]);
     let mut applier = pair.daemon(&["--site", "b"], &[]);
     acknowledged(&pair, "there is room");
-    let stray = hangs.then(|| open_transaction(brokers, &topic_of(&pair), "stray"));
+    let stray = hangs.then(|| overfull(brokers, &topic_of(&pair)));
     pair.source.sql(
         "do $$ begin for i in 1..80 loop insert into account (name) select (select string_agg(md5(random()::text || k || g), '') \
          from generate_series(1, 16) k) from generate_series(1, 1000) g; commit; end loop; end $$",

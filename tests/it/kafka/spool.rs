@@ -50,6 +50,17 @@ impl Way {
         }
     }
 
+    /// Without a spool. A broker that has just started may lead nothing yet.
+    async fn direct(&self) -> Writer {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match Writer::open(self.cluster.clone(), WriterId::new_v4(), PATIENCE).await {
+                Ok(writer) => return writer,
+                Err(fault) => assert!(fault.is_transient() && Instant::now() < until, "{fault}"),
+            }
+        }
+    }
+
     fn file(&self) -> std::path::PathBuf {
         self.dir.path().join(format!("{}.db", self.flow))
     }
@@ -171,7 +182,7 @@ fn what_kafka_wrote_without_an_answer_is_not_forwarded() {
         writer.append(later.clone()).await.expect("spooled");
         drop(writer);
         brokers.start_all();
-        let mut kafka = Writer::open(way.cluster.clone(), WriterId::new_v4(), PATIENCE).await.expect("opens");
+        let mut kafka = way.direct().await;
         kafka.append(unanswered.clone()).await.expect("written");
         drop(kafka);
         let mut writer = way.open(1 << 20).await;
