@@ -44,6 +44,9 @@ fn accounts(from: u64, to: u64) -> String {
     )
 }
 
+/// Rows of one transaction where more and more rows are inserted.
+const ROWS_OF_A_TRANSACTION: u64 = 2000;
+
 /// `count` parts of 1..=rows.
 fn parts(rows: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..count).map(move |part| (rows * part / count + 1, rows * (part + 1) / count))
@@ -154,9 +157,16 @@ fn service(count: u64) -> Workload {
     Workload { schema: format!("{ACCOUNT} {log}"), ..base }
 }
 
-/// A bulk insert of so many rows.
+/// A bulk insert of so many rows. A transaction has as many rows whatever the number of all: a large one takes another way.
 pub fn rows(count: u64) -> Workload {
-    account("rows", format!("{count} rows in 100 transactions"), count, vec![], in_parts(count, 100))
+    let transactions = (count / ROWS_OF_A_TRANSACTION).max(1);
+    account(
+        "rows",
+        format!("{count} rows in {transactions} transactions"),
+        count,
+        vec![],
+        in_parts(count, transactions),
+    )
 }
 
 /// The same rows, of which one in a hundred crosses.
