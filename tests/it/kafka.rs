@@ -130,14 +130,7 @@ async fn a_record_of_a_stranger_is_never_served() {
 
 /// A transaction of a stranger that is open in the topic.
 fn begun(topic: &InKafka) -> BaseProducer {
-    let mut config = client(broker::shared());
-    let open: BaseProducer =
-        config.set("transactional.id", format!("{}-open", topic.cluster.topic)).create().expect("a producer");
-    open.init_transactions(PATIENCE).expect("ready");
-    open.begin_transaction().expect("begun");
-    open.send(BaseRecord::<(), str>::to(&topic.cluster.topic).payload("open")).expect("sent");
-    open.flush(PATIENCE).expect("delivered");
-    open
+    tools::open_transaction(broker::shared(), &topic.cluster.topic, &format!("{}-open", topic.cluster.topic))
 }
 
 /// What is not seen yet may have been acknowledged: nothing is written behind it.

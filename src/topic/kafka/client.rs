@@ -1,5 +1,6 @@
 //! How librdkafka is set up, and what its errors mean for the flow.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -185,6 +186,23 @@ fn failure(text: &str) -> RDKafkaErrorCode {
         (false, true, _) => RDKafkaErrorCode::SSL,
         (false, false, true) => RDKafkaErrorCode::Authentication,
     }
+}
+
+/// Kafka's offsets of a topic, the oldest and the end, as this consumer's isolation level has it. Whatever Kafka says of the
+/// partition may pass: it is moved, or its broker has just started.
+///
+/// # Errors
+/// `Unreachable`, `BadCredentials`, `BadTls`, `MissingRight`.
+pub fn bounds(
+    consumer: &BaseConsumer<Events>,
+    cluster: &Cluster,
+    patience: Duration,
+) -> std::result::Result<Range<i64>, Fault> {
+    consumer.fetch_watermarks(&cluster.topic, 0, patience).map(|(low, high)| low..high).map_err(|error| {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        listen(consumer);
+        fault(&cluster.place(), "ask for its bounds", &KafkaError::OffsetFetch(code), Some(consumer.context()))
+    })
 }
 
 /// What the cluster says of a topic: tried again until there is an answer, a refusal, or `patience` is over. A first

@@ -143,19 +143,12 @@ impl Probe {
         if !self.exists()? {
             return Ok(None);
         }
-        match self.consumer.fetch_watermarks(&self.topic, 0, self.patience) {
-            Ok((low, high)) => Ok(Some(low..high)),
-            Err(error) => {
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                Err(self.fault("ask for its bounds", &KafkaError::OffsetFetch(code)))
-            }
-        }
+        client::bounds(&self.consumer, &self.cluster, self.patience).map(Some)
     }
 
     /// Kafka's offset that readers see all before.
     pub fn stable_end(&self) -> Result<i64> {
-        let found = self.consumer.fetch_watermarks(&self.topic, 0, self.patience);
-        found.map(|(_, end)| end).map_err(|error| self.fault("ask for its end", &error))
+        client::bounds(&self.consumer, &self.cluster, self.patience).map(|range| range.end)
     }
 
     fn assign(&self, place: i64) -> Result<()> {

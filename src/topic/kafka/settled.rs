@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 
 use crate::model::{Code, Fault, Result};
 use crate::topic::kafka::client::{self, Cluster, Events};
@@ -51,11 +51,7 @@ impl Settled {
     }
 
     fn look(&self, probe: &Probe) -> Result<()> {
-        let all = self.all.fetch_watermarks(&self.cluster.topic, 0, self.patience);
-        let (_, end) = all.map_err(|error| {
-            client::listen(&self.all);
-            client::fault(&self.cluster.place(), "ask for its end", &error, Some(self.all.context()))
-        })?;
+        let end = client::bounds(&self.all, &self.cluster, self.patience)?.end;
         // Asked second: what is written in between counts on neither side.
         let stable = probe.stable_end()?;
         if end <= stable { Ok(()) } else { Err(self.open(stable, end)) }

@@ -19,6 +19,17 @@ use crate::kafka::flow::{consumed, pair};
 use crate::pair::{PATIENCE, Pair};
 use crate::topic::suite::{FLOW_ID, genesis, last, lsn, part, progress, read_all};
 
+/// Opens, and again as long as what is in the way may pass.
+async fn patiently<T>(open: impl AsyncFn() -> Result<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match open().await {
+            Ok(opened) => return opened,
+            Err(fault) => assert!(fault.is_transient() && Instant::now() < until, "{fault}"),
+        }
+    }
+}
+
 /// A topic and the place of its spool.
 struct Way {
     flow: FlowName,
@@ -41,24 +52,12 @@ impl Way {
     }
 
     async fn open(&self, max_bytes: u64) -> Spooling {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.try_open(FLOW_ID, max_bytes).await {
-                Ok(writer) => return writer,
-                Err(fault) => assert!(fault.is_transient() && Instant::now() < until, "{fault}"),
-            }
-        }
+        patiently(async || self.try_open(FLOW_ID, max_bytes).await).await
     }
 
     /// Without a spool. A broker that has just started may lead nothing yet.
     async fn direct(&self) -> Writer {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match Writer::open(self.cluster.clone(), WriterId::new_v4(), PATIENCE).await {
-                Ok(writer) => return writer,
-                Err(fault) => assert!(fault.is_transient() && Instant::now() < until, "{fault}"),
-            }
-        }
+        patiently(async || Writer::open(self.cluster.clone(), WriterId::new_v4(), PATIENCE).await).await
     }
 
     fn file(&self) -> std::path::PathBuf {
