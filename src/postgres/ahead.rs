@@ -29,8 +29,9 @@ const LEAST_STRETCH_BYTES: u64 = 8 << 20;
 const MOST_BYTES: u64 = 256 << 20;
 /// Up to here a stretch is as long as what has to be decoded again for it; beyond twice that, half as long.
 const EVEN_BYTES: u64 = 16 << 20;
-/// Decoding again costs some tenth of decoding.
-const MOST_AGAIN_BYTES: u64 = 2 * MOST_BYTES;
+/// Decoding again costs a sixth of decoding where all that is logged crosses, and half where little does. A little beyond this,
+/// the former costs more than the stream's sends.
+const MOST_AGAIN_BYTES: u64 = 3 * MOST_BYTES;
 /// The same after a stretch that has shown nothing, where it is mostly wasted.
 const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * LEAST_STRETCH_BYTES;
 /// Messages that are larger on average cost a walsender less than the server's temporary files.
@@ -281,7 +282,9 @@ mod tests {
             ((100, 164, 9000), [Some(180), Some(196), None]),
             ((100, 229, 9000), [Some(261), Some(293), None]),
             ((100, 612, 9000), [Some(740), Some(868), None]),
-            ((100, 613, 9000), [None, None, None]),
+            ((100, 613, 9000), [Some(741), Some(869), None]),
+            ((100, 868, 9000), [Some(1060), Some(1124), None]),
+            ((100, 869, 9000), [None, None, None]),
             ((500, 100, 99), [None, None, None]),
         ] {
             assert_eq!(upto(standing.0, standing.1, standing.2), expected, "{standing:?}");
