@@ -29,8 +29,8 @@ const LEAST_STRETCH_BYTES: u64 = 8 << 20;
 const MOST_BYTES: u64 = 256 << 20;
 /// Up to here a stretch is as long as what has to be decoded again for it; beyond twice that, half as long.
 const EVEN_BYTES: u64 = 16 << 20;
-/// Decoding again costs a sixth of decoding where all that is logged crosses, and half where little does. A little beyond this,
-/// the former costs more than the stream's sends.
+/// Decoding again costs little where all that is logged crosses, but there the stream costs little more than stretches do; half
+/// of decoding where little crosses. A little beyond this, the stream is faster in the former case, and not yet in the latter.
 const MOST_AGAIN_BYTES: u64 = 3 * MOST_BYTES;
 /// The same after a stretch that has shown nothing, where it is mostly wasted.
 const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * LEAST_STRETCH_BYTES;

@@ -407,9 +407,10 @@ pub fn until_state(pair: &Pair, state: &str) -> Value {
     until(pair, state, |flow| flow["state"] == state)
 }
 
-/// Waits until Kafka has everything. Under load a slow machine need not be seen `streaming` after that.
+/// Waits until Kafka has everything and the flow goes on. Under load a slow machine need not be seen `streaming` then.
 fn until_forwarded(pair: &Pair) {
-    until(pair, "forwarded", |flow| flow["spool"].is_null());
+    let goes_on = [Some("streaming"), Some("catching-up")];
+    until(pair, "forwarded", |flow| flow["spool"].is_null() && goes_on.contains(&flow["state"].as_str()));
 }
 
 fn until(pair: &Pair, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
