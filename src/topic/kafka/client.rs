@@ -14,7 +14,7 @@ use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::config::Kafka;
-use crate::model::{Code, Fault, FlowName, Track};
+use crate::model::{Code, Fault, FlowName, Result, Track};
 
 /// How long a broker may take to answer before it counts as away.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -193,11 +193,7 @@ fn failure(text: &str) -> RDKafkaErrorCode {
 ///
 /// # Errors
 /// `Unreachable`, `BadCredentials`, `BadTls`, `MissingRight`.
-pub fn bounds(
-    consumer: &BaseConsumer<Events>,
-    cluster: &Cluster,
-    patience: Duration,
-) -> std::result::Result<Range<i64>, Fault> {
+pub fn bounds(consumer: &BaseConsumer<Events>, cluster: &Cluster, patience: Duration) -> Result<Range<i64>> {
     consumer.fetch_watermarks(&cluster.topic, 0, patience).map(|(low, high)| low..high).map_err(|error| {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         listen(consumer);
@@ -210,11 +206,7 @@ pub fn bounds(
 ///
 /// # Errors
 /// `Unreachable`, `BadCredentials`, `BadTls`.
-pub fn metadata(
-    consumer: &BaseConsumer<Events>,
-    cluster: &Cluster,
-    patience: Duration,
-) -> std::result::Result<Metadata, Fault> {
+pub fn metadata(consumer: &BaseConsumer<Events>, cluster: &Cluster, patience: Duration) -> Result<Metadata> {
     let until = Instant::now() + patience;
     loop {
         let left = until.saturating_duration_since(Instant::now());

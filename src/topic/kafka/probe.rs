@@ -66,7 +66,6 @@ pub enum Way {
 pub struct Probe {
     consumer: BaseConsumer<Events>,
     cluster: Cluster,
-    topic: String,
     place: String,
     /// How long a broker may take to answer.
     patience: Duration,
@@ -92,15 +91,7 @@ impl Probe {
         let place = cluster.place();
         let made = config.create_with_context(Events::default());
         let consumer = made.map_err(|error| client::fault(&place, "set up", &error, None))?;
-        Ok(Self {
-            consumer,
-            topic: cluster.topic.clone(),
-            cluster: cluster.clone(),
-            place,
-            patience,
-            seen: None,
-            marked: None,
-        })
+        Ok(Self { consumer, cluster: cluster.clone(), place, patience, seen: None, marked: None })
     }
 
     fn fault(&self, doing: &str, error: &KafkaError) -> Fault {
@@ -121,7 +112,9 @@ impl Probe {
     /// True when the topic is there, with its one partition.
     fn exists(&self) -> Result<bool> {
         let metadata = client::metadata(&self.consumer, &self.cluster, self.patience)?;
-        let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == self.topic) else { return Ok(false) };
+        let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == self.cluster.topic) else {
+            return Ok(false);
+        };
         match topic.error().filter(IsError::is_error).map(RDKafkaErrorCode::from) {
             None => {}
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => return Ok(false),
@@ -153,7 +146,7 @@ impl Probe {
 
     fn assign(&self, place: i64) -> Result<()> {
         let mut assignment = TopicPartitionList::new();
-        let added = assignment.add_partition_offset(&self.topic, 0, rdkafka::Offset::Offset(place));
+        let added = assignment.add_partition_offset(&self.cluster.topic, 0, rdkafka::Offset::Offset(place));
         added.and_then(|()| self.consumer.assign(&assignment)).map_err(|error| self.fault("go to a place", &error))
     }
 
