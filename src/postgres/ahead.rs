@@ -90,6 +90,8 @@ pub(super) fn stretch(at: Standing, shown: Shown) -> Option<Lsn> {
 pub(super) struct Ended {
     /// Where the last one ended; `None` where there was none.
     pub(super) upto: Option<Lsn>,
+    /// Where decoding would begin for the next.
+    pub(super) restart: Lsn,
     /// The server's refusal, where that was the reason.
     pub(super) refused: Option<Fault>,
 }
@@ -144,28 +146,30 @@ impl Ahead {
 }
 
 async fn read(backlog: Backlog, slot: Decoding, batches: mpsc::UnboundedSender<Batch>) -> Result<Ended> {
-    let mut upto = None;
+    let mut ended = Ended::default();
     let mut session = match Replication::beside(&backlog.info, &backlog.application).await {
         Ok(session) => session,
-        Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+        Err(refused) => return Ok(Ended { refused: Some(refused), ..ended }),
     };
     let decoding = match session.copy_slot(&slot).await? {
         Ok(decoding) => decoding,
-        Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+        Err(refused) => return Ok(Ended { refused: Some(refused), ..ended }),
     };
     let room = Arc::new(Semaphore::new(AHEAD_KIB as usize));
     let mut reading = Reading { session, upto: Lsn::ZERO, whole: false, ready: Vec::new(), bytes: 0, room, batches };
     let mut shown = Shown::Begun;
-    while let Some(next) = reading.session.standing(&decoding).await?.and_then(|at| stretch(at, shown)) {
+    while let Some(at) = reading.session.standing(&decoding).await? {
+        ended.restart = at.restart;
+        let Some(next) = stretch(at, shown) else { break };
         tracing::debug!(upto = %next, "catching up by a stretch");
         reading.session.ask_stretch(&decoding, next, backlog.within).await?;
         shown = match reading.stretch(next).await? {
             Ok(shown) => shown,
-            Err(refused) => return Ok(Ended { upto, refused: Some(refused) }),
+            Err(refused) => return Ok(Ended { refused: Some(refused), ..ended }),
         };
-        upto = Some(next);
+        ended.upto = Some(next);
     }
-    Ok(Ended { upto, refused: None })
+    Ok(ended)
 }
 
 /// The rows of a stretch on their way.

@@ -26,6 +26,11 @@ use crate::ports::{Incoming, Source};
 
 /// How often the slot is moved while its backlog is read: the server goes through the log for it once more.
 const MOVE_EVERY: Duration = Duration::from_secs(10);
+/// So much log is worth a wait until the slot is moved past it: moving a slot goes through it several times faster than a
+/// walsender, which would do it again.
+const LEAST_LANDING_BYTES: u64 = 8 << 20;
+/// What was received becomes durable within milliseconds.
+const LANDING_NAP: Duration = Duration::from_millis(5);
 
 /// What a slot holds, in the way that costs the server least.
 pub struct CatchUp {
@@ -42,6 +47,12 @@ enum Phase {
         ahead: Ahead,
         moved: Instant,
     },
+    /// All was received; once it is durable, the slot is moved, and the stream begins.
+    Landing {
+        replication: Replication,
+        upto: Lsn,
+        since: Instant,
+    },
     Stream(Stream),
 }
 
@@ -57,7 +68,7 @@ impl CatchUp {
         let phase = if replication.standing(&decoding).await?.and_then(|at| stretch(at, Shown::Begun)).is_some() {
             Phase::Ahead { replication, ahead: Ahead::begin(&backlog, &decoding), moved: Instant::now() }
         } else {
-            stream(replication, decoding.clone(), Ended::default()).await?
+            stream(replication, &decoding, Lsn::ZERO).await?
         };
         Ok(CatchUp { phase, decoding, backlog })
     }
@@ -66,15 +77,9 @@ impl CatchUp {
         std::mem::replace(&mut self.phase, Phase::Between(Box::pin(std::future::pending())))
     }
 
-    /// The backlog has no more stretches: the stream goes on where they end, whether what they held is durable or not. It comes
-    /// into the topic after it, and the slot moves for neither before.
-    fn ended(&mut self, ended: Ended) {
-        self.phase = match self.take() {
-            Phase::Ahead { replication, .. } => {
-                Phase::Between(Box::pin(stream(replication, self.decoding.clone(), ended)))
-            }
-            other => other,
-        };
+    /// Nothing is under way at the server: does that next.
+    fn then(&mut self, next: impl Future<Output = Result<Phase>> + Send + 'static) {
+        self.phase = Phase::Between(Box::pin(next));
     }
 }
 
@@ -91,12 +96,22 @@ async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Ls
     Ok(())
 }
 
-/// The stream, behind what was received in stretches, and maybe after the server has refused one.
-async fn stream(replication: Replication, decoding: Decoding, ended: Ended) -> Result<Phase> {
+/// The backlog has no more stretches, maybe because the server has refused one. The stream goes on where they end, at once: what
+/// they held comes into the topic before it, and the slot moves for neither before. Or soon, where the slot can be moved past
+/// much log first.
+async fn end(mut replication: Replication, decoding: Decoding, ended: Ended) -> Result<Phase> {
     if let Some(why) = ended.refused {
         tracing::info!(%why, slot = %decoding.slot, "not catching up in stretches any more");
+    } else if let Some(upto) = ended.upto
+        && let Some(at) = replication.standing(&decoding).await?
+        && ended.restart.0 >= at.restart.0 + LEAST_LANDING_BYTES
+    {
+        return Ok(Phase::Landing { replication, upto, since: Instant::now() });
     }
-    let from = ended.upto.unwrap_or(Lsn::ZERO);
+    stream(replication, &decoding, ended.upto.unwrap_or(Lsn::ZERO)).await
+}
+
+async fn stream(replication: Replication, decoding: &Decoding, from: Lsn) -> Result<Phase> {
     Ok(Phase::Stream(replication.start_at(&decoding.slot, &decoding.publication, from).await?))
 }
 
@@ -112,15 +127,26 @@ impl Source for CatchUp {
             Phase::Ahead { ahead, .. } => {
                 if let Ok(received) = tokio::time::timeout(patience, ahead.receive(into)).await
                     && let Some(ended) = received?
+                    && let Phase::Ahead { replication, .. } = self.take()
                 {
-                    self.ended(ended);
+                    self.then(end(replication, self.decoding.clone(), ended));
+                }
+            }
+            Phase::Landing { since, .. } => {
+                let left = self.backlog.within.saturating_sub(since.elapsed());
+                tokio::time::sleep(patience.min(left).min(LANDING_NAP)).await;
+                if left.is_zero()
+                    && let Phase::Landing { replication, upto, .. } = self.take()
+                {
+                    let decoding = self.decoding.clone();
+                    self.then(async move { stream(replication, &decoding, upto).await });
                 }
             }
         }
         Ok(())
     }
 
-    /// The slot moves now and then while its backlog is read.
+    /// The slot moves now and then while its backlog is read, and at its end.
     async fn confirm(&mut self, durable: Lsn, reply: bool) -> Result<()> {
         match self.take() {
             Phase::Ahead { mut replication, ahead, mut moved } => {
@@ -129,6 +155,13 @@ impl Source for CatchUp {
                     moved = Instant::now();
                 }
                 self.phase = Phase::Ahead { replication, ahead, moved };
+            }
+            Phase::Landing { mut replication, upto, .. } if durable >= upto => {
+                let (decoding, within) = (self.decoding.clone(), self.backlog.within);
+                self.then(async move {
+                    move_on(&mut replication, &decoding, durable, within).await?;
+                    stream(replication, &decoding, upto).await
+                });
             }
             Phase::Stream(mut started) => {
                 let sent = started.confirm(durable, reply).await;
@@ -141,8 +174,11 @@ impl Source for CatchUp {
     }
 
     async fn leave(&mut self, durable: Lsn) -> Result<()> {
+        if let Phase::Between(next) = &mut self.phase {
+            self.phase = next.await?;
+        }
         match self.take() {
-            Phase::Ahead { mut replication, .. } => {
+            Phase::Ahead { mut replication, .. } | Phase::Landing { mut replication, .. } => {
                 move_on(&mut replication, &self.decoding, durable, self.backlog.within).await
             }
             other => {

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 
 use crate::pair::Pair;
 use crate::replication::{read_until, tags, walsender};
-use crate::support::{Database, database, versions};
+use crate::support::{Database, database, own_database, versions};
 use sitepair::config::{ConnInfo, conninfo};
 use sitepair::model::{Code, Fault, Lsn};
 use sitepair::ports::{Incoming, Source};
@@ -16,6 +16,8 @@ use sitepair::postgres::session::{self, Session};
 use sitepair::postgres::{slot, wal};
 
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Enough for any stretch here; a reader that could move the slot at the end of all waits no longer for what is not durable.
+const BRIEFLY: Duration = Duration::from_secs(5);
 
 /// Rows of half a kilobyte, 500 to a transaction, one transaction rolled back between each two: several stretches.
 const BACKLOG: &str = "do $$ begin for i in 1..64 loop
@@ -34,7 +36,17 @@ struct Behind {
 
 impl Behind {
     async fn new(version: u32, slots: &[&str], load: &str) -> Behind {
-        let database = database(version, 0);
+        Self::of(database(version, 0), slots, load).await
+    }
+
+    /// With a server of its own, whose last checkpoint is at the end: no other transaction runs, so decoding may begin there.
+    async fn alone(version: u32, slots: &[&str]) -> Behind {
+        let behind = Self::of(own_database(version, "landing"), slots, BACKLOG).await;
+        behind.database.sql("checkpoint; insert into t values (1, 'after it')");
+        behind
+    }
+
+    async fn of(database: Database, slots: &[&str], load: &str) -> Behind {
         let info = conninfo::parse(&database.conninfo()).unwrap();
         let session = session::connect(&info, "sitepair test").await.unwrap();
         database.sql("create table t (id int primary key, v text); create publication p for table t");
@@ -116,10 +128,15 @@ impl Behind {
     }
 }
 
-/// The last of the load's heartbeats and its commit.
+/// Up to the commit of the load's last heartbeat, if it is there.
+fn whole_load(messages: &[Vec<u8>]) -> Option<&[Vec<u8>]> {
+    let last = messages.iter().rposition(|message| message[0] == b'M' && message.ends_with(b"beat 64"))?;
+    let commit = messages[last..].iter().position(|message| message[0] == b'C')?;
+    Some(&messages[..=last + commit])
+}
+
 fn has_all(messages: &[Vec<u8>]) -> bool {
-    let last = |message: &Vec<u8>| message[0] == b'M' && message.ends_with(b"beat 64");
-    messages.iter().rposition(last).is_some_and(|at| messages[at..].iter().any(|message| message[0] == b'C'))
+    whole_load(messages).is_some()
 }
 
 fn body(incoming: &Incoming) -> Option<Vec<u8>> {
@@ -172,7 +189,7 @@ async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durab
         let behind = Behind::new(*version, &["a", "b", "c"], BACKLOG).await;
         let confirmed = behind.state("a").await.confirmed_flush_lsn.unwrap();
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
-        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let mut source = behind.open("a", BRIEFLY).await.unwrap();
         let messages = load(&mut source).await;
         assert_same(*version, &messages, &behind.streamed("b").await);
         // It streams behind what is not durable yet, and nothing comes twice.
@@ -195,6 +212,125 @@ async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durab
         let again = load(&mut behind.open("a", PATIENCE).await.unwrap()).await;
         assert!(again.len() < messages.len(), "{version}");
         assert_same(*version, &again, &behind.streamed("c").await);
+    }
+}
+
+/// Reads all of the load and lets the reader find out that it was all: the messages, and where they end.
+async fn landing(source: &mut CatchUp, flushed: Lsn) -> (Vec<Vec<u8>>, Lsn) {
+    let (mut messages, mut upto, started) = (Vec::new(), Lsn::ZERO, Instant::now());
+    while upto < flushed {
+        assert!(started.elapsed() < PATIENCE, "{upto} of {flushed}");
+        let mut batch = Vec::new();
+        source.receive(&mut batch, PATIENCE).await.unwrap();
+        messages.extend(batch.iter().filter_map(body));
+        upto = batch.iter().fold(upto, |upto, incoming| match incoming {
+            Incoming::Keepalive { end, .. } => upto.max(*end),
+            Incoming::Message { .. } => upto,
+        });
+    }
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(1) {
+        assert_eq!(tags(&next(source).await.unwrap()), "", "the stream has begun");
+    }
+    (messages, upto)
+}
+
+#[tokio::test]
+async fn the_slot_is_moved_past_its_backlog_before_the_stream_begins() {
+    for (version, _) in versions() {
+        let behind = Behind::alone(*version, &["a", "b"]).await;
+        let (name, flushed) = (Behind::name(&behind.database, "a"), wal::flush_lsn(&behind.session).await.unwrap());
+        let asked = |what: &str| {
+            behind.database.sql(&format!("select {what} from pg_replication_slots where slot_name = '{name}'"))
+        };
+        let before = asked("restart_lsn");
+
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let (messages, upto) = landing(&mut source, flushed).await;
+        source.confirm(Lsn(upto.0 - 1), false).await.unwrap();
+        next(&mut source).await.unwrap();
+        assert_eq!(asked("active"), "f", "{version}: not all is durable yet, and it streams");
+        // What was cut off here comes again.
+        let pid = behind.state("a").await.active_pid.unwrap();
+        behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
+        source.confirm(upto, false).await.unwrap();
+        let (none, _) = broken(&mut source).await;
+        assert_eq!((none.len(), asked("restart_lsn")), (0, before.clone()), "{version}");
+        drop(source);
+        behind.left("a").await;
+
+        let mut source = behind.open("a", PATIENCE).await.unwrap();
+        let (again, upto) = landing(&mut source, flushed).await;
+        assert_same(*version, &again, &messages);
+        behind.database.sql("insert into t values (2, 'live')");
+        let (mut live, started) = (Vec::new(), Instant::now());
+        // A walsender moves the slot when it is told a position: this one is not.
+        while asked("active") == "f" {
+            assert!(started.elapsed() < PATIENCE, "{version}: the stream does not begin");
+            source.confirm(upto, false).await.unwrap();
+            live.append(&mut next(&mut source).await.unwrap());
+        }
+        behind.stands_at("a", upto).await;
+        let moved = asked(&format!("restart_lsn - '{before}' >= 8 << 20"));
+        assert_eq!(moved, "t", "{version}: the walsender began at {} instead of {before}", asked("restart_lsn"));
+        if live.is_empty() {
+            live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
+        }
+        assert_eq!(tags(&live), "BRIC", "{version}: nothing comes twice");
+        let streamed = behind.streamed("b").await;
+        assert_same(*version, whole_load(&messages).unwrap(), whole_load(&streamed).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_become_durable_keeps_the_stream_out_for_a_while_only() {
+    for (version, _) in versions() {
+        let behind = Behind::alone(*version, &["a", "b", "c"]).await;
+        let stood = behind.state("a").await.confirmed_flush_lsn;
+        let flushed = wal::flush_lsn(&behind.session).await.unwrap();
+        let mut source = behind.open("a", BRIEFLY).await.unwrap();
+        landing(&mut source, flushed).await;
+        behind.database.sql("insert into t values (2, 'live')");
+        let live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
+        assert_eq!(tags(&live), "BRIC", "{version}");
+        assert_eq!(behind.state("a").await.confirmed_flush_lsn, stood, "{version}: nothing was confirmed");
+        drop(source);
+        behind.left("a").await;
+        // Who leaves meanwhile moves the slot, also while that is under way.
+        let flushed = wal::flush_lsn(&behind.session).await.unwrap();
+        for (slot, moving) in [("b", false), ("c", true)] {
+            let mut source = behind.open(slot, PATIENCE).await.unwrap();
+            let (_, upto) = landing(&mut source, flushed).await;
+            if moving {
+                source.confirm(upto, false).await.unwrap();
+            }
+            let end = if moving { upto } else { Lsn(upto.0 - 1) };
+            source.leave(end).await.unwrap();
+            behind.stands_at(slot, end).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_may_not_be_moved_is_streamed_behind_its_backlog() {
+    for (version, _) in versions() {
+        let behind = Behind::alone(*version, &["a"]).await;
+        behind.database.sql(
+            "create role landing_reader login replication; \
+             revoke execute on function pg_replication_slot_advance(name, pg_lsn) from public",
+        );
+        let info = ConnInfo { user: "landing_reader".to_owned(), ..behind.info.clone() };
+        let flushed = wal::flush_lsn(&behind.session).await.unwrap();
+        let mut source = behind.open_as(&info, "a", PATIENCE).await.unwrap();
+        let (_, upto) = landing(&mut source, flushed).await;
+        behind.database.sql("insert into t values (2, 'live')");
+        let (mut live, started) = (Vec::new(), Instant::now());
+        while !tags(&live).contains('C') {
+            assert!(started.elapsed() < PATIENCE, "{version}: the stream does not begin");
+            source.confirm(upto, false).await.unwrap();
+            live.append(&mut next(&mut source).await.unwrap());
+        }
+        assert_eq!(tags(&live), "BRIC", "{version}: nothing comes twice");
     }
 }
 
@@ -337,12 +473,13 @@ async fn a_reader_that_waits_in_a_stretch_holds_no_snapshot_at_the_source() {
 
 #[test]
 fn a_backlog_is_carried_whole_whatever_kills_the_reader() {
-    for version in [15, 18] {
+    for (version, after) in [(15, ""), (15, "checkpoint"), (18, ""), (18, "checkpoint")] {
         let schema = "create table t (id int primary key, v text)";
         let pair = Pair::new(version, schema, "[[tables]]\ninclude = [\"public.t\"]");
         pair.deploy();
         pair.run_once();
         pair.source.sql(BACKLOG);
+        pair.source.sql(after);
         let end = pair.source.sql("select pg_current_wal_flush_lsn()");
         for after_ms in [40, 90, 140, 190, 240, 290, 340] {
             let mut daemon = pair.daemon(&[], &[]);
