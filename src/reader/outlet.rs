@@ -103,7 +103,7 @@ impl<S: Source> Outlet<S> {
             self.queued = end_lsn;
         }
         self.ready.push(record);
-        if self.ready_bytes >= HAND_OVER_BYTES { self.hand_over().await } else { Ok(()) }
+        if self.ready_bytes >= HAND_OVER_BYTES { Box::pin(self.hand_over()).await } else { Ok(()) }
     }
 
     /// Hands over what is ready, as soon as there is room for it.

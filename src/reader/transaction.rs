@@ -15,7 +15,7 @@ use crate::reader::table::{self, Table};
 use crate::rules::{Selected, Verdict};
 use crate::telemetry::notice;
 use crate::wire::pgoutput::{Message, Old, RelationMessage};
-use crate::wire::record::{COPY_PREFIX, CopyMessage, Op, Shape, TxEncoder, TxHead, Writer, truncate_groups};
+use crate::wire::record::{COPY_PREFIX, CopyMessage, Op, Put, Shape, TxEncoder, TxHead, Writer, truncate_groups};
 
 /// What becomes of the open transaction.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,20 +99,20 @@ impl<L: Lookup> Translator<L> {
             Message::Insert { relation, new } => self.insert(relation, new, outlet).await,
             Message::Update { relation, old, new } => self.update(relation, old.as_ref(), new, outlet).await,
             Message::Delete { relation, old } => self.delete(relation, &old, outlet).await,
-            Message::Truncate { relations } => self.truncate(&relations, outlet).await,
+            Message::Truncate { relations } => Box::pin(self.truncate(&relations, outlet)).await,
             Message::Begin { commit_lsn, commit_time_us, xid } => self.begin(commit_lsn, commit_time_us, xid),
             Message::Commit { commit_lsn, end_lsn, commit_time_us: _ } => {
                 self.commit(commit_lsn, end_lsn, outlet).await
             }
             Message::Origin { origin_lsn, name } => self.origin(name, origin_lsn),
-            Message::Relation(relation) => self.relation(&relation, outlet).await,
+            Message::Relation(relation) => Box::pin(self.relation(&relation, outlet)).await,
             Message::Type { oid, schema, name } => {
                 let name = if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") };
                 self.types.insert(oid, name);
                 Ok(())
             }
             Message::Logical { prefix, transactional: true, content, .. } if prefix == COPY_PREFIX => {
-                self.copied(content, outlet).await
+                Box::pin(self.copied(content, outlet)).await
             }
             Message::Logical { transactional: _, lsn: _, prefix, content: _ } => {
                 if prefix == HEARTBEAT_PREFIX {
@@ -156,7 +156,7 @@ impl<L: Lookup> Translator<L> {
             Fate::Own => {}
             Fate::Repeat { passes } => {
                 let mark = TxMark { end_lsn, xid: open.xid, commit_time_us: open.commit_time_us };
-                self.compare(mark, passes, outlet).await?;
+                Box::pin(self.compare(mark, passes, outlet)).await?;
             }
             Fate::Write => {
                 if end_lsn <= outlet.queued {
@@ -172,7 +172,7 @@ impl<L: Lookup> Translator<L> {
         outlet.received = outlet.received.max(end_lsn);
         outlet.committed = outlet.committed.max(end_lsn);
         if let Some(copies) = self.copies.settled(outlet.durable()) {
-            outlet.waiting(self.lookup.settle(&copies)).await?;
+            Box::pin(outlet.waiting(self.lookup.settle(&copies))).await?;
         }
         Ok(())
     }
@@ -280,7 +280,7 @@ impl<L: Lookup> Translator<L> {
             verdict = judge(&row)?;
             // Every update that passes may be the one that lets the row in, so it carries all values (R3).
             if verdict != Verdict::NoMatch && row.contains(&Cell::Unchanged) && open.fate == Fate::Write {
-                fetched = fetch(&self.lookup, shape, &key, outlet).await?;
+                fetched = Box::pin(fetch(&self.lookup, shape, &key, outlet)).await?;
                 as_of = Some(fetched.as_of);
                 self.copies.filled(fetched.as_of);
                 verdict = match &fetched.row {
@@ -396,11 +396,15 @@ impl Pen {
         self.begin(open, seen, outlet);
         outlet.state.changes += 1;
         let put = self.encoder.put(&op);
+        if put.full.is_some() || put.large { Box::pin(self.push(put, &op, outlet)).await } else { Ok(()) }
+    }
+
+    async fn push<S: Source>(&mut self, put: Put, op: &Op<'_, Cell<'_>>, outlet: &mut Outlet<S>) -> Result<()> {
         if let Some(record) = put.full {
             outlet.push(record).await?;
         }
         if put.large {
-            let mut pieces = self.encoder.pieces(&op);
+            let mut pieces = self.encoder.pieces(op);
             while let Some(record) = pieces.next_part() {
                 outlet.push(record).await?;
             }
