@@ -37,9 +37,9 @@ const MOST_AGAIN_UNSEEN_BYTES: u64 = 4 * LEAST_STRETCH_BYTES;
 /// Messages that are larger on average cost a walsender less than the server's temporary files.
 const LARGE_MESSAGE_BYTES: u64 = 1024;
 
-/// Bytes of messages that lie ready at most, in KiB; one message of any size is always let in.
+/// What messages that lie ready take at most, in KiB; one message of any size is always let in.
 const AHEAD_KIB: u32 = 8 << 10;
-/// Bytes of messages that are handed on at once.
+/// What messages take that are handed on at once.
 const BATCH_BYTES: usize = 128 << 10;
 
 /// What the stretch before has shown.
@@ -222,7 +222,7 @@ impl Reading {
             return Err(self.session.bad("a row without its value"));
         }
         message.advance(BEFORE_VALUE);
-        self.bytes += message.len();
+        self.bytes += message.len() + size_of::<Incoming>();
         self.ready.push(Incoming::Message { wal_end: self.upto, body: message });
         Ok(())
     }

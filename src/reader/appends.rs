@@ -11,7 +11,7 @@ use crate::ports::{Held, TopicWriter};
 use crate::telemetry::notice;
 
 /// Bytes of record bodies that may wait for the topic, those under way included.
-pub const ROOM_BYTES: usize = 16 << 20;
+pub const ROOM_BYTES: usize = 8 << 20;
 /// Bytes of record bodies in one append.
 const GROUP_BYTES: usize = 4 << 20;
 /// The semaphore counts in these, since it counts to 2^32 at least, not to 2^64.
