@@ -227,14 +227,16 @@ impl Replication {
         Ok(copied.map(|_| Decoding { slot, publication: of.publication.clone() }))
     }
 
-    /// Where the slot stands; `None` when there is none, it has no position, or its server drops slots that nobody reads for
-    /// a while: one that is read by its copy would count as such.
+    /// Where the slot stands; `None` when there is none or it has no position, and where only a stream does what the server is
+    /// set to do: drop slots that nobody reads for a while, as one that is read by its copy would seem to be, or keep back what
+    /// standbys do not have yet (`synchronized_standby_slots`), which holds for failover slots and no copy of one is.
     pub(super) async fn standing(&mut self, decoding: &Decoding) -> Result<Option<Standing>> {
         let sql = format!(
             "SELECT restart_lsn, confirmed_flush_lsn, \
              CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
-             FROM pg_replication_slots WHERE slot_name = {} AND restart_lsn IS NOT NULL AND confirmed_flush_lsn IS NOT NULL \
-             AND NOT EXISTS (SELECT FROM pg_settings WHERE name = 'idle_replication_slot_timeout' AND setting <> '0')",
+             FROM pg_replication_slots s WHERE slot_name = {} AND restart_lsn IS NOT NULL AND confirmed_flush_lsn IS NOT NULL \
+             AND NOT EXISTS (SELECT FROM pg_settings WHERE name = 'idle_replication_slot_timeout' AND setting <> '0' \
+             OR name = 'synchronized_standby_slots' AND setting <> '' AND (to_jsonb(s)->>'failover')::bool)",
             quote_literal(&decoding.slot)
         );
         let rows = self.rows(&sql).await??;

@@ -10,6 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postgres_protocol::message::backend::{ErrorFields, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
+use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::channel::{Channel, farewell, part, take};
 use super::gather::{Gather, Road};
@@ -169,10 +170,22 @@ impl Drop for Stream {
     }
 }
 
-/// A notice of the server that decodes. From version 18 on a missing publication is only a warning, and changes are left out.
+/// A notice of the server that decodes. From version 18 on a missing publication is only a warning, and changes are left out. Its
+/// SQLSTATE is also that of a wait for standbys (`synchronized_standby_slots`), after which nothing is missing: what a server of
+/// any language tells them apart by is the routine that speaks (PostgreSQL manual, section 55.8).
 pub(super) fn heed(place: &str, fields: &mut ErrorFields<'_>) -> Result<()> {
-    let (state, message) = error_fields(fields);
-    if state == "55000" {
+    const WAITS_FOR_STANDBYS: &[u8] = b"StandbySlotsHaveCaughtup";
+    let (mut state, mut message, mut waits) = (String::new(), String::new(), false);
+    while let Ok(Some(field)) = fields.next() {
+        let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+        match field.type_() {
+            b'C' => state = text(),
+            b'M' => message = text(),
+            b'R' => waits = field.value_bytes() == WAITS_FOR_STANDBYS,
+            _ => {}
+        }
+    }
+    if state == "55000" && !waits {
         return Err(Fault::new(Code::PublicationLost, format!("{place}: {message} (SQLSTATE {state})")));
     }
     tracing::warn!(notice = notice::SERVER_SAYS, server = %place, sqlstate = %state, "{message}");
