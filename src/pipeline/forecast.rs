@@ -137,7 +137,7 @@ pub fn alarm(slot: &SlotState, full: Option<&Full>) -> Alarm {
     }
 }
 
-/// How the slot stood at one look: all that [`must_drop`] compares.
+/// How the slot stood at one look: all that [`stalls`] compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     /// WAL that it holds back.
@@ -146,11 +146,12 @@ pub struct Look {
     pub unread_bytes: u64,
 }
 
-/// True when the slot has to go: it was past the limit at two looks, and whoever reads it came no nearer in between.
-pub fn must_drop(wal: &Wal, before: Option<Look>, now: Look) -> bool {
+/// True when the slot has to go, unless its reader only pauses: it was past the limit at both looks, and whoever reads it came no
+/// nearer in between.
+pub fn stalls(wal: &Wal, before: Look, now: Look) -> bool {
     let Some(limit) = wal.limit_bytes.filter(|_| wal.on_limit == OnLimit::DropSlot) else { return false };
     let past = |look: Look| look.retained_bytes >= limit;
-    before.is_some_and(|before| past(before) && past(now) && now.unread_bytes >= before.unread_bytes)
+    past(before) && past(now) && now.unread_bytes >= before.unread_bytes
 }
 
 #[cfg(test)]
@@ -237,17 +238,16 @@ mod tests {
         let look = |retained_bytes, unread_bytes| Look { retained_bytes, unread_bytes };
         let (drop, alert) = (wal(Some(100), OnLimit::DropSlot), wal(Some(100), OnLimit::Alert));
         for (wal, before, now, expected) in [
-            (&drop, None, look(200, 200), false),
-            (&drop, Some(look(99, 99)), look(100, 100), false),
-            (&drop, Some(look(100, 100)), look(100, 100), true),
-            (&drop, Some(look(100, 100)), look(120, 120), true),
-            (&drop, Some(look(120, 120)), look(120, 119), false),
-            (&drop, Some(look(120, 0)), look(120, 0), true),
-            (&drop, Some(look(120, 120)), look(99, 99), false),
-            (&alert, Some(look(200, 200)), look(200, 200), false),
-            (&super::tests::wal(None, OnLimit::DropSlot), Some(look(200, 200)), look(200, 200), false),
+            (&drop, look(99, 99), look(100, 100), false),
+            (&drop, look(100, 100), look(100, 100), true),
+            (&drop, look(100, 100), look(120, 120), true),
+            (&drop, look(120, 120), look(120, 119), false),
+            (&drop, look(120, 0), look(120, 0), true),
+            (&drop, look(120, 120), look(99, 99), false),
+            (&alert, look(200, 200), look(200, 200), false),
+            (&super::tests::wal(None, OnLimit::DropSlot), look(200, 200), look(200, 200), false),
         ] {
-            assert_eq!(must_drop(wal, before, now), expected, "{before:?} {now:?}");
+            assert_eq!(stalls(wal, before, now), expected, "{before:?} {now:?}");
         }
     }
 }

@@ -24,8 +24,13 @@ use crate::topic;
 /// Between two heartbeats of a reader that comes to an end.
 const ONCE_HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// A source that catches up in stretches says nothing while it decodes one: at most this share of `tuning.liveness_timeout`.
+/// See [`longest_silence`].
 const LIVENESS_SHARE: u32 = 3;
+
+/// How long a source that catches up in stretches may say nothing: while it decodes one, and at the end of all.
+pub(super) fn longest_silence(pipeline: &Pipeline) -> Duration {
+    pipeline.tuning.liveness_timeout / LIVENESS_SHARE
+}
 
 /// What `pg_stat_activity` shows for the reader's sessions.
 fn application_name(flow: &FlowName) -> String {
@@ -98,7 +103,7 @@ async fn attempt(
     let backlog = Backlog {
         info: site.postgres.clone(),
         application: application_name(flow),
-        within: pipeline.tuning.liveness_timeout / LIVENESS_SHARE,
+        within: longest_silence(pipeline),
         runtime,
     };
     let catch_up = CatchUp::open(replication, decoding, backlog).await?;

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::forecast::{self, Alarm, Look, Measured, Outlook};
+use super::reading::longest_silence;
 use super::site;
 use crate::config::Pipeline;
 use crate::model::{Code, Fault, FlowName, Result, units};
+use crate::postgres::catch_up;
 use crate::postgres::session::{self, Session};
 use crate::postgres::slot::{self, SlotState};
 use crate::postgres::{flow as installed, sqlstate, table_state, wal};
@@ -50,7 +52,8 @@ pub(super) async fn keep(pipeline: &Pipeline, flow: &FlowName) -> Infallible {
 struct Guard<'a> {
     pipeline: &'a Pipeline,
     flow: &'a FlowName,
-    before: Option<Look>,
+    /// The last look that found the reader nearer, or the first one past the limit, and when.
+    before: Option<(Look, Instant)>,
     /// The alarm that was raised last, and when.
     said: Option<(Alarm, Instant)>,
     /// A slot was dropped, and a journal does not have it yet.
@@ -76,11 +79,22 @@ impl Guard<'_> {
         let outlook = forecast::outlook(Some(&slot), &self.pipeline.wal, measure(&source).await?, units::now_us());
         self.say(&slot, &outlook);
         // What was invalidated holds nothing back any more.
-        let lives = slot.invalidation.is_none();
-        if lives && forecast::must_drop(&self.pipeline.wal, self.before.replace(now), now) {
-            self.drop_slot(&source, &slot).await?;
+        let stalled = self.before.filter(|(before, _)| forecast::stalls(&self.pipeline.wal, *before, now));
+        match stalled {
+            Some((_, since)) if slot.invalidation.is_none() && since.elapsed() >= self.patience(&slot) => {
+                self.drop_slot(&source, &slot).await
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.before = Some((now, Instant::now()));
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// How long the slot may stand still. A reader that catches up does not move it all the time.
+    fn patience(&self, slot: &SlotState) -> Duration {
+        if slot.active { catch_up::longest_pause(longest_silence(self.pipeline)) } else { Duration::ZERO }
     }
 
     fn say(&mut self, slot: &SlotState, outlook: &Outlook) {

@@ -20,7 +20,12 @@ fn pair(version: u32, settings: &[&str], wal: &str) -> Pair {
     let target = database(version, 1);
     source.sql(SCHEMA);
     target.sql(SCHEMA);
-    let mut pair = Pair::between(source, target.clone(), RULES, "[tuning]\nheartbeat_interval = \"1s\"");
+    let mut pair = Pair::between(
+        source,
+        target.clone(),
+        RULES,
+        "[tuning]\nheartbeat_interval = \"1s\"\nliveness_timeout = \"9s\"",
+    );
     // Each source has the same name here; the origin at the shared target needs one of its own.
     let old = std::mem::replace(&mut pair.name, format!("w{}", target.name.trim_end_matches("_1")));
     let text =
@@ -173,7 +178,13 @@ fn a_slot_in_use_is_dropped_too_and_the_daemon_stops() {
         let mut daemon = pair.daemon(&[], &[]);
         until("the reader reads", || status(&pair)["state"] == "streaming");
         let mut open = std::process::Command::new(crate::support::program("psql"))
-            .args(["-XAtq", "-d", &pair.source.conninfo(), "-c", "begin; select txid_current(); select pg_sleep(120)"])
+            .args([
+                "-XAtq",
+                "-d",
+                &pair.source.conninfo(),
+                "-c",
+                "begin; insert into account values (1000, 'open'); select pg_sleep(120)",
+            ])
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
@@ -188,6 +199,33 @@ fn a_slot_in_use_is_dropped_too_and_the_daemon_stops() {
         pair.source.sql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()");
         let _ = open.wait();
         way_back(&pair);
+    }
+}
+
+/// A reader that catches up by SQL holds a lock and moves the slot now and then only.
+#[test]
+fn a_slot_whose_reader_pauses_is_not_dropped() {
+    for version in both() {
+        let pair = pair(version, &[], "limit = \"32MiB\"\non_limit = \"drop-slot\"");
+        let lock = format!(
+            "select pg_advisory_lock(hashtextextended('sitepair reader ' || '{}', 0)), pg_sleep(8)",
+            slot(&pair)
+        );
+        let mut reader = std::process::Command::new(crate::support::program("psql"))
+            .args(["-XAtq", "-d", &pair.source.conninfo(), "-c", &lock])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("psql starts");
+        let there = format!("select count(*) from pg_replication_slots where slot_name = '{}'", slot(&pair));
+        let held = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+        until("the lock is held", || pair.source.sql(held) == "1");
+        let mut daemon = pair.daemon(&["--site", "a"], &[]);
+        write_wal(&pair);
+        write_wal(&pair);
+        // To drop a slot ends whoever reads it.
+        assert!(reader.wait().expect("psql").success(), "{version}: dropped under its reader\n{}", pair.log());
+        until("the slot that nobody reads is dropped", || pair.source.sql(&there) == "0");
+        assert_eq!(daemon.stop(), 0);
     }
 }
 
