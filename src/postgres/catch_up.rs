@@ -32,6 +32,11 @@ const LEAST_LANDING_BYTES: u64 = 8 << 20;
 /// What was received becomes durable within milliseconds.
 const LANDING_NAP: Duration = Duration::from_millis(5);
 
+/// So long the slot of a reader that comes nearer all the time may stand still; `within` as in [`Backlog`].
+pub fn longest_pause(within: Duration) -> Duration {
+    MOVE_EVERY + 2 * within
+}
+
 /// What a slot holds, in the way that costs the server least.
 pub struct CatchUp {
     phase: Phase,
@@ -47,13 +52,26 @@ enum Phase {
         ahead: Ahead,
         moved: Instant,
     },
-    /// All was received; once it is durable, the slot is moved, and the stream begins.
+    /// All was received; once it is durable, the slot is moved.
     Landing {
         replication: Replication,
+        landing: Landing,
+    },
+    /// Nothing keeps the stream from beginning there any more.
+    Landed {
+        replication: Replication,
         upto: Lsn,
-        since: Instant,
     },
     Stream(Stream),
+}
+
+/// Where all ended that was received in stretches, and what moving the slot there can bring.
+#[derive(Clone, Copy)]
+struct Landing {
+    upto: Lsn,
+    /// Decoding of what comes then may begin here.
+    restart: Lsn,
+    since: Instant,
 }
 
 impl CatchUp {
@@ -83,17 +101,41 @@ impl CatchUp {
     }
 }
 
-/// Moves the slot to what is durable. Where the server refuses that, it is read again from where it stands; not where it is gone,
-/// whose copy would go on and keep the log that it was dropped for.
-async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Lsn, within: Duration) -> Result<()> {
-    if let Err(why) = replication.advance(decoding, durable, within).await? {
-        replication.reset().await?;
-        if replication.standing(decoding).await?.is_none() {
-            return Err(why);
-        }
-        tracing::info!(%why, slot = %decoding.slot, "the slot stays where it is");
+/// Moves the slot to what is durable; false where the server refuses that: it is read again from where it stands. Not where it
+/// is gone, whose copy would go on and keep the log that it was dropped for.
+async fn move_on(replication: &mut Replication, decoding: &Decoding, durable: Lsn, within: Duration) -> Result<bool> {
+    let Err(why) = replication.advance(decoding, durable, within).await? else { return Ok(true) };
+    replication.reset().await?;
+    if replication.standing(decoding).await?.is_none() {
+        return Err(why);
     }
-    Ok(())
+    tracing::info!(%why, slot = %decoding.slot, "the slot stays where it is");
+    Ok(false)
+}
+
+/// Moves the slot past the backlog. Of the places where decoding may begin, a slot takes the first behind what was confirmed, and
+/// any before it at once (`LogicalIncreaseRestartDecodingForSlot`): so once it is confirmed, the same again finds the last.
+async fn land(
+    mut replication: Replication,
+    decoding: Decoding,
+    Landing { upto, restart, since }: Landing,
+    within: Duration,
+) -> Result<Phase> {
+    for _ in 0..2 {
+        let left = within.saturating_sub(since.elapsed());
+        if !move_on(&mut replication, &decoding, upto, left).await?
+            || !leads_on(&mut replication, &decoding, restart).await?
+        {
+            break;
+        }
+    }
+    Ok(Phase::Landed { replication, upto })
+}
+
+/// True where the slot's `restart_lsn` could come much further.
+async fn leads_on(replication: &mut Replication, decoding: &Decoding, restart: Lsn) -> Result<bool> {
+    let at = replication.standing(decoding).await?;
+    Ok(at.is_some_and(|at| restart.0 >= at.restart.0 + LEAST_LANDING_BYTES))
 }
 
 /// The backlog has no more stretches, maybe because the server has refused one. The stream goes on where they end, at once: what
@@ -103,10 +145,10 @@ async fn end(mut replication: Replication, decoding: Decoding, ended: Ended) -> 
     if let Some(why) = ended.refused {
         tracing::info!(%why, slot = %decoding.slot, "not catching up in stretches any more");
     } else if let Some(upto) = ended.upto
-        && let Some(at) = replication.standing(&decoding).await?
-        && ended.restart.0 >= at.restart.0 + LEAST_LANDING_BYTES
+        && leads_on(&mut replication, &decoding, ended.restart).await?
     {
-        return Ok(Phase::Landing { replication, upto, since: Instant::now() });
+        let landing = Landing { upto, restart: ended.restart, since: Instant::now() };
+        return Ok(Phase::Landing { replication, landing });
     }
     stream(replication, &decoding, ended.upto.unwrap_or(Lsn::ZERO)).await
 }
@@ -132,12 +174,17 @@ impl Source for CatchUp {
                     self.then(end(replication, self.decoding.clone(), ended));
                 }
             }
-            Phase::Landing { since, .. } => {
-                let left = self.backlog.within.saturating_sub(since.elapsed());
+            Phase::Landing { landing, .. } => {
+                let left = self.backlog.within.saturating_sub(landing.since.elapsed());
                 tokio::time::sleep(patience.min(left).min(LANDING_NAP)).await;
                 if left.is_zero()
-                    && let Phase::Landing { replication, upto, .. } = self.take()
+                    && let Phase::Landing { replication, landing } = self.take()
                 {
+                    self.phase = Phase::Landed { replication, upto: landing.upto };
+                }
+            }
+            Phase::Landed { .. } => {
+                if let Phase::Landed { replication, upto } = self.take() {
                     let decoding = self.decoding.clone();
                     self.then(async move { stream(replication, &decoding, upto).await });
                 }
@@ -156,12 +203,8 @@ impl Source for CatchUp {
                 }
                 self.phase = Phase::Ahead { replication, ahead, moved };
             }
-            Phase::Landing { mut replication, upto, .. } if durable >= upto => {
-                let (decoding, within) = (self.decoding.clone(), self.backlog.within);
-                self.then(async move {
-                    move_on(&mut replication, &decoding, durable, within).await?;
-                    stream(replication, &decoding, upto).await
-                });
+            Phase::Landing { replication, landing } if durable >= landing.upto => {
+                self.then(land(replication, self.decoding.clone(), landing, self.backlog.within));
             }
             Phase::Stream(mut started) => {
                 let sent = started.confirm(durable, reply).await;
@@ -178,8 +221,10 @@ impl Source for CatchUp {
             self.phase = next.await?;
         }
         match self.take() {
-            Phase::Ahead { mut replication, .. } | Phase::Landing { mut replication, .. } => {
-                move_on(&mut replication, &self.decoding, durable, self.backlog.within).await
+            Phase::Ahead { mut replication, .. }
+            | Phase::Landing { mut replication, .. }
+            | Phase::Landed { mut replication, .. } => {
+                move_on(&mut replication, &self.decoding, durable, self.backlog.within).await.map(drop)
             }
             other => {
                 self.phase = other;

@@ -6,7 +6,8 @@ use tokio::runtime::Handle;
 
 use crate::pair::Pair;
 use crate::replication::{read_until, tags, walsender};
-use crate::support::{Database, database, own_database, versions};
+use crate::support::{Database, database, own_cluster, psql, versions};
+use sitepair::cli::demo::cluster::Cluster;
 use sitepair::config::{ConnInfo, conninfo};
 use sitepair::model::{Code, Fault, Lsn};
 use sitepair::ports::{Incoming, Source};
@@ -16,8 +17,8 @@ use sitepair::postgres::session::{self, Session};
 use sitepair::postgres::{slot, wal};
 
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Enough for any stretch here; a reader that could move the slot at the end of all waits no longer for what is not durable.
-const BRIEFLY: Duration = Duration::from_secs(5);
+/// A reader that could move the slot at the end of all waits no longer for what is not durable.
+const BRIEFLY: Duration = Duration::from_secs(10);
 
 /// Rows of half a kilobyte, 500 to a transaction, one transaction rolled back between each two: several stretches.
 const BACKLOG: &str = "do $$ begin for i in 1..64 loop
@@ -39,11 +40,35 @@ impl Behind {
         Self::of(database(version, 0), slots, load).await
     }
 
-    /// With a server of its own, whose last checkpoint is at the end: no other transaction runs, so decoding may begin there.
+    /// With a server of its own, and no load yet.
+    async fn own(version: u32, slots: &[&str]) -> Behind {
+        let cluster: &'static Cluster = Box::leak(Box::new(own_cluster(version, &["autovacuum=off"])));
+        psql(cluster, "postgres", "create database landing");
+        Self::of(Database { cluster, name: "landing".to_owned() }, slots, "").await
+    }
+
+    /// The same with a load and checkpoints: no other transaction runs, so decoding may begin at each. The last one is at the end of
+    /// all, the ones before it in the first third.
     async fn alone(version: u32, slots: &[&str]) -> Behind {
-        let behind = Self::of(own_database(version, "landing"), slots, BACKLOG).await;
+        let behind = Self::own(version, slots).await;
+        for part in 1..=3 {
+            behind.database.sql(&format!(
+                "insert into t select {part}000000 + g, repeat(md5(g::text), 16) from generate_series(1, 8000) g; checkpoint"
+            ));
+        }
+        behind.database.sql(BACKLOG);
         behind.database.sql("checkpoint; insert into t values (1, 'after it')");
         behind
+    }
+
+    /// What the server has written into its log.
+    fn server_log(&self) -> String {
+        self.database.sql("select pg_read_file(current_setting('data_directory') || '/../server.log')")
+    }
+
+    /// Whether a walsender streams from a slot here.
+    fn streams(&self) -> bool {
+        self.database.sql("select count(*) from pg_stat_activity where query like 'START_REPLICATION%'") != "0"
     }
 
     async fn of(database: Database, slots: &[&str], load: &str) -> Behind {
@@ -124,7 +149,7 @@ impl Behind {
         let mut stream = walsender(&self.info).await.start(&name, "p").await.unwrap();
         let messages = read_until(&mut stream, has_all).await.unwrap();
         stream.stop().await;
-        messages
+        whole_load(&messages).unwrap().to_vec()
     }
 }
 
@@ -161,14 +186,18 @@ async fn next(source: &mut CatchUp) -> Result<Vec<Vec<u8>>, Fault> {
     Ok(batch.iter().filter_map(body).collect())
 }
 
-/// Reads all of the load.
+/// Reads all of the load, and leaves out what came after it.
 async fn load(source: &mut CatchUp) -> Vec<Vec<u8>> {
-    let (mut messages, started) = (Vec::new(), Instant::now());
+    load_behind(Vec::new(), source).await
+}
+
+async fn load_behind(mut messages: Vec<Vec<u8>>, source: &mut CatchUp) -> Vec<Vec<u8>> {
+    let started = Instant::now();
     while !has_all(&messages) {
         assert!(started.elapsed() < PATIENCE, "{} messages", messages.len());
         messages.append(&mut next(source).await.unwrap());
     }
-    messages
+    whole_load(&messages).unwrap().to_vec()
 }
 
 /// Reads until that fails; the messages before, and why.
@@ -194,14 +223,13 @@ async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durab
         assert_same(*version, &messages, &behind.streamed("b").await);
         // It streams behind what is not durable yet, and nothing comes twice.
         behind.database.sql("insert into t values (1, 'live')");
-        let live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
-        assert_eq!(tags(&live), "BRIC", "{version}");
+        assert_eq!(live(&mut source, confirmed).await, "BIC", "{version}");
         let second = behind.open("a", PATIENCE).await.err().map(|fault| fault.code);
         assert_eq!(second, Some(Code::SecondReader), "{version}");
         assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(confirmed), "{version}: nothing was confirmed");
 
         // What was not confirmed comes again, and no less than that.
-        let half = Lsn(u64::midpoint(confirmed.0, flushed.0));
+        let half = Lsn(confirmed.0 + (flushed.0 - confirmed.0) / 4 * 3);
         source.confirm(half, false).await.unwrap();
         behind.stands_at("a", half).await;
         drop(source);
@@ -215,8 +243,8 @@ async fn a_backlog_says_what_the_stream_says_and_moves_the_slot_when_it_is_durab
     }
 }
 
-/// Reads all of the load and lets the reader find out that it was all: the messages, and where they end.
-async fn landing(source: &mut CatchUp, flushed: Lsn) -> (Vec<Vec<u8>>, Lsn) {
+/// Reads all of the load, and no more: the messages, and where they end.
+async fn read_upto(source: &mut CatchUp, flushed: Lsn) -> (Vec<Vec<u8>>, Lsn) {
     let (mut messages, mut upto, started) = (Vec::new(), Lsn::ZERO, Instant::now());
     while upto < flushed {
         assert!(started.elapsed() < PATIENCE, "{upto} of {flushed}");
@@ -228,11 +256,18 @@ async fn landing(source: &mut CatchUp, flushed: Lsn) -> (Vec<Vec<u8>>, Lsn) {
             Incoming::Message { .. } => upto,
         });
     }
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(1) {
-        assert_eq!(tags(&next(source).await.unwrap()), "", "the stream has begun");
-    }
     (messages, upto)
+}
+
+/// The next transaction without its shapes, while the server hears that nothing new is durable.
+async fn live(source: &mut CatchUp, durable: Lsn) -> String {
+    let (mut messages, started) = (Vec::new(), Instant::now());
+    while !tags(&messages).contains('C') {
+        assert!(started.elapsed() < PATIENCE, "the stream does not begin");
+        source.confirm(durable, false).await.unwrap();
+        messages.append(&mut next(source).await.unwrap());
+    }
+    tags(&messages).replace('R', "")
 }
 
 #[tokio::test]
@@ -240,45 +275,39 @@ async fn the_slot_is_moved_past_its_backlog_before_the_stream_begins() {
     for (version, _) in versions() {
         let behind = Behind::alone(*version, &["a", "b"]).await;
         let (name, flushed) = (Behind::name(&behind.database, "a"), wal::flush_lsn(&behind.session).await.unwrap());
-        let asked = |what: &str| {
-            behind.database.sql(&format!("select {what} from pg_replication_slots where slot_name = '{name}'"))
-        };
-        let before = asked("restart_lsn");
+        let restart = format!("select restart_lsn from pg_replication_slots where slot_name = '{name}'");
+        let restart = || behind.database.sql(&restart).parse::<Lsn>().unwrap();
+        let before = restart();
 
         let mut source = behind.open("a", PATIENCE).await.unwrap();
-        let (messages, upto) = landing(&mut source, flushed).await;
+        let (messages, upto) = read_upto(&mut source, flushed).await;
         source.confirm(Lsn(upto.0 - 1), false).await.unwrap();
-        next(&mut source).await.unwrap();
-        assert_eq!(asked("active"), "f", "{version}: not all is durable yet, and it streams");
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(1) {
+            assert_eq!(tags(&next(&mut source).await.unwrap()), "", "{version}");
+            assert!(!behind.streams(), "{version}: not all is durable yet, and it streams");
+        }
         // What was cut off here comes again.
         let pid = behind.state("a").await.active_pid.unwrap();
         behind.database.sql(&format!("select pg_terminate_backend({pid}, 60000)"));
         source.confirm(upto, false).await.unwrap();
         let (none, _) = broken(&mut source).await;
-        assert_eq!((none.len(), asked("restart_lsn")), (0, before.clone()), "{version}");
+        assert_eq!((none.len(), restart()), (0, before), "{version}");
         drop(source);
         behind.left("a").await;
 
         let mut source = behind.open("a", PATIENCE).await.unwrap();
-        let (again, upto) = landing(&mut source, flushed).await;
+        let (again, upto) = read_upto(&mut source, flushed).await;
         assert_same(*version, &again, &messages);
         behind.database.sql("insert into t values (2, 'live')");
-        let (mut live, started) = (Vec::new(), Instant::now());
-        // A walsender moves the slot when it is told a position: this one is not.
-        while asked("active") == "f" {
-            assert!(started.elapsed() < PATIENCE, "{version}: the stream does not begin");
-            source.confirm(upto, false).await.unwrap();
-            live.append(&mut next(&mut source).await.unwrap());
-        }
+        assert_eq!(live(&mut source, upto).await, "BIC", "{version}: nothing comes twice");
         behind.stands_at("a", upto).await;
-        let moved = asked(&format!("restart_lsn - '{before}' >= 8 << 20"));
-        assert_eq!(moved, "t", "{version}: the walsender began at {} instead of {before}", asked("restart_lsn"));
-        if live.is_empty() {
-            live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
-        }
-        assert_eq!(tags(&live), "BRIC", "{version}: nothing comes twice");
-        let streamed = behind.streamed("b").await;
-        assert_same(*version, whole_load(&messages).unwrap(), whole_load(&streamed).unwrap());
+        let log = behind.server_log();
+        let begun = log.rsplit_once(&format!("starting logical decoding for slot \"{name}\"")).unwrap().1;
+        let begun = begun.split_once("reading WAL from ").unwrap().1.split_once('.').unwrap().0;
+        let behind_it = upto.0.saturating_sub(begun.parse::<Lsn>().unwrap().0);
+        assert!(behind_it < 8 << 20, "{version}: the walsender began at {begun}, from {before} to {upto}");
+        assert_same(*version, whole_load(&messages).unwrap(), &behind.streamed("b").await);
     }
 }
 
@@ -286,21 +315,20 @@ async fn the_slot_is_moved_past_its_backlog_before_the_stream_begins() {
 async fn what_does_not_become_durable_keeps_the_stream_out_for_a_while_only() {
     for (version, _) in versions() {
         let behind = Behind::alone(*version, &["a", "b", "c"]).await;
-        let stood = behind.state("a").await.confirmed_flush_lsn;
+        let stood = behind.state("a").await.confirmed_flush_lsn.unwrap();
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
         let mut source = behind.open("a", BRIEFLY).await.unwrap();
-        landing(&mut source, flushed).await;
+        read_upto(&mut source, flushed).await;
         behind.database.sql("insert into t values (2, 'live')");
-        let live = read_until(&mut source, |all| tags(all).contains('C')).await.unwrap();
-        assert_eq!(tags(&live), "BRIC", "{version}");
-        assert_eq!(behind.state("a").await.confirmed_flush_lsn, stood, "{version}: nothing was confirmed");
+        assert_eq!(live(&mut source, stood).await, "BIC", "{version}");
+        assert_eq!(behind.state("a").await.confirmed_flush_lsn, Some(stood), "{version}: nothing was confirmed");
         drop(source);
         behind.left("a").await;
         // Who leaves meanwhile moves the slot, also while that is under way.
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
         for (slot, moving) in [("b", false), ("c", true)] {
             let mut source = behind.open(slot, PATIENCE).await.unwrap();
-            let (_, upto) = landing(&mut source, flushed).await;
+            let (_, upto) = read_upto(&mut source, flushed).await;
             if moving {
                 source.confirm(upto, false).await.unwrap();
             }
@@ -322,15 +350,38 @@ async fn a_slot_that_may_not_be_moved_is_streamed_behind_its_backlog() {
         let info = ConnInfo { user: "landing_reader".to_owned(), ..behind.info.clone() };
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
         let mut source = behind.open_as(&info, "a", PATIENCE).await.unwrap();
-        let (_, upto) = landing(&mut source, flushed).await;
+        let (_, upto) = read_upto(&mut source, flushed).await;
         behind.database.sql("insert into t values (2, 'live')");
-        let (mut live, started) = (Vec::new(), Instant::now());
-        while !tags(&live).contains('C') {
-            assert!(started.elapsed() < PATIENCE, "{version}: the stream does not begin");
-            source.confirm(upto, false).await.unwrap();
-            live.append(&mut next(&mut source).await.unwrap());
+        assert_eq!(live(&mut source, upto).await, "BIC", "{version}: nothing comes twice");
+        let refused = "permission denied for function pg_replication_slot_advance";
+        assert!(behind.server_log().contains(refused), "{version}: it was never tried");
+    }
+}
+
+/// Standbys that must have it first: a walsender waits for them, for the sake of failover slots, and a copy of one is none.
+#[tokio::test]
+async fn what_standbys_must_have_first_is_not_read_by_a_copy() {
+    for (version, _) in versions().iter().filter(|(version, _)| *version >= 17) {
+        let behind = Behind::own(*version, &[]).await;
+        let standbys = |names: &str| {
+            behind.database.sql(&format!("alter system set synchronized_standby_slots = '{names}'"));
+            behind.database.sql("select pg_reload_conf()");
+        };
+        walsender(&behind.info).await.create_slot("landing_failover", true).await.unwrap();
+        behind.database.sql(BACKLOG);
+        behind.database.sql("select pg_create_physical_replication_slot('standby', true)");
+        standbys("standby");
+        let mut source = behind.open("failover", PATIENCE).await.unwrap();
+        let stood = behind.state("failover").await.confirmed_flush_lsn.unwrap();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(2) {
+            source.confirm(stood, false).await.unwrap();
+            assert_eq!(tags(&next(&mut source).await.unwrap()), "", "{version}: no standby has it");
         }
-        assert_eq!(tags(&live), "BRIC", "{version}: nothing comes twice");
+        assert!(behind.streams(), "{version}");
+        standbys("");
+        let messages = load(&mut source).await;
+        assert_eq!(tags(&messages).matches('C').count(), 192, "{version}");
     }
 }
 
@@ -405,8 +456,7 @@ async fn where_the_server_refuses_a_stretch_the_stream_takes_over() {
             if some {
                 sql(&revoke);
             }
-            let mut messages: Vec<_> = batch.iter().filter_map(body).collect();
-            messages.append(&mut load(&mut source).await);
+            let messages = load_behind(batch.iter().filter_map(body).collect(), &mut source).await;
             assert_same(*version, &messages, &expected);
             sql(&format!("grant execute on function {function} to public"));
         }
