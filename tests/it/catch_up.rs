@@ -313,7 +313,7 @@ async fn the_slot_is_moved_past_its_backlog_before_the_stream_begins() {
 
 #[tokio::test]
 async fn what_does_not_become_durable_keeps_the_stream_out_for_a_while_only() {
-    for (version, _) in versions() {
+    for (version, _) in versions().iter().filter(|(version, _)| [15, 18].contains(version)) {
         let behind = Behind::alone(*version, &["a", "b", "c"]).await;
         let stood = behind.state("a").await.confirmed_flush_lsn.unwrap();
         let flushed = wal::flush_lsn(&behind.session).await.unwrap();
@@ -341,7 +341,7 @@ async fn what_does_not_become_durable_keeps_the_stream_out_for_a_while_only() {
 
 #[tokio::test]
 async fn a_slot_that_may_not_be_moved_is_streamed_behind_its_backlog() {
-    for (version, _) in versions() {
+    for (version, _) in versions().iter().filter(|(version, _)| [15, 18].contains(version)) {
         let behind = Behind::alone(*version, &["a"]).await;
         behind.database.sql(
             "create role landing_reader login replication; \
