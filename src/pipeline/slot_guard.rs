@@ -78,18 +78,16 @@ impl Guard<'_> {
         };
         let outlook = forecast::outlook(Some(&slot), &self.pipeline.wal, measure(&source).await?, units::now_us());
         self.say(&slot, &outlook);
-        // What was invalidated holds nothing back any more.
         let stalled = self.before.filter(|(before, _)| forecast::stalls(&self.pipeline.wal, *before, now));
-        match stalled {
-            Some((_, since)) if slot.invalidation.is_none() && since.elapsed() >= self.patience(&slot) => {
-                self.drop_slot(&source, &slot).await
-            }
-            Some(_) => Ok(()),
-            None => {
-                self.before = Some((now, Instant::now()));
-                Ok(())
-            }
+        let Some((_, since)) = stalled else {
+            self.before = Some((now, Instant::now()));
+            return Ok(());
+        };
+        // What was invalidated holds nothing back any more.
+        if slot.invalidation.is_none() && since.elapsed() >= self.patience(&slot) {
+            self.drop_slot(&source, &slot).await?;
         }
+        Ok(())
     }
 
     /// How long the slot may stand still. A reader that catches up does not move it all the time.

@@ -235,7 +235,7 @@ impl Reading {
                 let fault = self.session.server_fault(&state, &words);
                 return if self.whole { Err(fault) } else { Ok(Some(fault)) };
             }
-            Message::NoticeResponse(body) => heed(self.session.place(), &mut body.fields())?,
+            Message::NoticeResponse(body) => heed(self.session.place(), &body)?,
             Message::CommandComplete(body) => self.whole |= body.tag().is_ok_and(|tag| tag == "COMMIT"),
             _ => {}
         }

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use postgres_protocol::message::backend::{ErrorFields, Message};
+use postgres_protocol::message::backend::{ErrorField, ErrorFields, Message, NoticeResponseBody};
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 use tokio_postgres::fallible_iterator::FallibleIterator;
@@ -83,7 +83,7 @@ impl Stream {
     fn other_message(&self, message: Option<Message>) -> Result<()> {
         match message {
             Some(Message::ErrorResponse(body)) => Err(self.server_error(&mut body.fields())),
-            Some(Message::NoticeResponse(body)) => heed(&self.place, &mut body.fields()),
+            Some(Message::NoticeResponse(body)) => heed(&self.place, &body),
             Some(Message::ParameterStatus(_) | Message::NotificationResponse(_)) => Ok(()),
             Some(Message::CopyDone | Message::CommandComplete(_) | Message::ReadyForQuery(_)) => {
                 Err(Fault::new(Code::ServerBusy, format!("{}: the server ended the stream", self.place)))
@@ -173,18 +173,11 @@ impl Drop for Stream {
 /// A notice of the server that decodes. From version 18 on a missing publication is only a warning, and changes are left out. Its
 /// SQLSTATE is also that of a wait for standbys (`synchronized_standby_slots`), after which nothing is missing: what a server of
 /// any language tells them apart by is the routine that speaks (PostgreSQL manual, section 55.8).
-pub(super) fn heed(place: &str, fields: &mut ErrorFields<'_>) -> Result<()> {
+pub(super) fn heed(place: &str, notice: &NoticeResponseBody) -> Result<()> {
     const WAITS_FOR_STANDBYS: &[u8] = b"StandbySlotsHaveCaughtup";
-    let (mut state, mut message, mut waits) = (String::new(), String::new(), false);
-    while let Ok(Some(field)) = fields.next() {
-        let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
-        match field.type_() {
-            b'C' => state = text(),
-            b'M' => message = text(),
-            b'R' => waits = field.value_bytes() == WAITS_FOR_STANDBYS,
-            _ => {}
-        }
-    }
+    let (state, message) = error_fields(&mut notice.fields());
+    let routine = |field: ErrorField<'_>| Ok(field.type_() == b'R' && field.value_bytes() == WAITS_FOR_STANDBYS);
+    let waits = notice.fields().any(routine).unwrap_or(false);
     if state == "55000" && !waits {
         return Err(Fault::new(Code::PublicationLost, format!("{place}: {message} (SQLSTATE {state})")));
     }
